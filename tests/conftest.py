@@ -1,0 +1,271 @@
+"""What the tests share: the program as a user runs it, and a backend of its own.
+
+Everything is real: processes, sockets, files, mail in a Maildir. Each test has a home folder
+of its own; the real one is left alone. Nothing leaves this machine.
+"""
+import glob
+import json
+import os
+import pathlib
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+PROGRAM = str(pathlib.Path(__file__).resolve().parent.parent / "scripto.py")
+
+
+def find_pythons():
+    """One interpreter for each minor version from 3.6 on that this machine has."""
+    candidates = [sys.executable]
+    for minor in range(6, 30):
+        candidates += glob.glob(os.path.expanduser("~/.pyenv/versions/3.%d.*/bin/python" % minor))
+        candidates += [shutil.which("python3.%d" % minor) or ""]
+    found = {}
+    for path in filter(os.path.exists, candidates):
+        ask = [path, "-c", "import sys; print(*sys.version_info[:2])"]
+        process = subprocess.run(ask, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        if process.returncode == 0 and process.stdout.startswith(b"3 "):
+            version = tuple(map(int, process.stdout.split()))
+            if version >= (3, 6):
+                found.setdefault(version, path)
+    return [found[version] for version in sorted(found)]
+
+
+PYTHONS = find_pythons()
+EDGES = PYTHONS[:1] + PYTHONS[1:][-1:]  # the oldest and the newest
+
+
+def python_id(path):
+    match = re.search(r"3\.\d+", path)
+    return match.group() if match else "current"
+
+
+class Result:
+    """What a run left behind: exit status, standard output and error as text and as bytes."""
+
+    def __init__(self, process, out, err):
+        self.status, self.out_bytes, self.err_bytes = process.returncode, out, err
+        self.out, self.err = out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+        assert "Traceback" not in self.out + self.err, self.out + self.err
+
+    @property
+    def envelope(self):
+        """The one JSON envelope on standard output."""
+        assert self.out.count("\n") == 1 and self.out.endswith("\n"), self.out
+        envelope = json.loads(self.out)
+        assert envelope["success"] is (self.status == 0) or "checks" in envelope.get("data", {})
+        return envelope
+
+    @property
+    def data(self):
+        assert self.status == 0, self.out + self.err
+        return self.envelope["data"]
+
+    @property
+    def error(self):
+        assert self.status != 0, self.out
+        return self.envelope["error"]
+
+
+class Scripto:
+    """The program on a machine of its own: an empty home, a clean environment."""
+
+    def __init__(self, python, home, **env):
+        self.python, self.home = python, pathlib.Path(home)
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.env = {"HOME": str(home), "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8",
+                    "PYTHONIOENCODING": "utf-8", "SCRIPTO_TIMEOUT": "20"}
+        self.env.update(env)
+
+    @property
+    def config(self):
+        return self.home / ".config" / "scripto" / "config.json"
+
+    def state(self):
+        return json.loads(self.config.read_text())
+
+    def write_config(self, content, mode=0o600):
+        self.config.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        data = content if isinstance(content, (bytes, str)) else json.dumps(content)
+        self.config.write_bytes(data if isinstance(data, bytes) else data.encode())
+        self.config.chmod(mode)
+
+    def start(self, *words, flags=(), env=None, **popen):
+        """Starts the program; a variable that is None in env is taken out of the environment."""
+        merged = dict(self.env, **(env or {}))
+        merged = {name: value for name, value in merged.items() if value is not None}
+        popen.setdefault("stdin", subprocess.PIPE)
+        popen.setdefault("stdout", subprocess.PIPE)
+        popen.setdefault("stderr", subprocess.PIPE)
+        command = [self.python, *flags, popen.pop("program", PROGRAM), *words]
+        return subprocess.Popen(command, env=merged, **popen)
+
+    def run(self, *words, input=b"", timeout=60, **start):
+        process = self.start(*words, **start)
+        try:
+            if process.stdin is None:
+                input = None
+            out, err = process.communicate(input, timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+        return Result(process, out or b"", err or b"")
+
+    def sign_in(self, backend, email="you@example.com", *flags):
+        """Both steps, by the flags that a user has; returns the data of the second."""
+        url = ["--api-url", backend.url]
+        self.run("auth", "login-request", "--email", email, *url, "--json").data
+        code = backend.code_for(email)
+        words = ["auth", "login-complete", "--email", email, "--code", code, *url, *flags]
+        return self.run(*words, "--json").data
+
+
+class Backend:
+    """A running `scripto serve`, with its mail in a Maildir."""
+
+    def __init__(self, scripto, folder, *flags, mail=None, env=None):
+        self.scripto, self.folder = scripto, pathlib.Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.maildir, self.db = self.folder / "mail", self.folder / "scripto.db"
+        self.log_path = self.folder / "log"
+        self.mail = mail or "maildir:%s" % self.maildir
+        self.flags, self.env, self.process, self.port = flags, env, None, "0"
+        self.start()
+
+    def start(self):
+        flags = ["--rate-limit", "0"] if "--rate-limit" not in self.flags else []
+        words = ["serve", "--port", self.port, "--db", str(self.db), "--mail", self.mail]
+        with open(str(self.log_path), "ab") as log:
+            self.process = self.scripto.start(*words, *flags, *self.flags, stderr=log,
+                                              env=self.env, stdin=subprocess.DEVNULL)
+        assert select.select([self.process.stdout], [], [], 30)[0], "serve said nothing"
+        first = self.process.stdout.readline().decode()
+        assert first.startswith("listening on http"), first + self.log()
+        self.url = first.split()[-1]
+        self.port = self.url.rpartition(":")[2]
+
+    def log(self):
+        return self.log_path.read_text()
+
+    def stop(self, number=signal.SIGTERM):
+        """Ends the backend and returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        status = self.process.wait(60)
+        self.process.stdout.close()
+        return status
+
+    def restart(self, number=signal.SIGTERM):
+        self.stop(number)
+        self.start()
+
+    def mails(self):
+        """The mails that were delivered, oldest first, as text."""
+        paths = list((self.maildir / "new").glob("*")) if self.maildir.exists() else []
+        paths.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
+        return [path.read_text() for path in paths]
+
+    def code_for(self, email):
+        """The code in the newest mail to that email."""
+        for text in reversed(self.mails()):
+            if "To: %s\n" % email.lower() in text:
+                return re.search(r"^Subject: (\d{6}) ", text, re.M).group(1)
+        raise AssertionError("no mail to " + email)
+
+    def request(self, method, path, body=None, key=None, headers=None, timeout=30):
+        """One HTTP request by the standard library: (status, headers, object or bytes)."""
+        import http.client
+        import urllib.parse
+
+        parts = urllib.parse.urlsplit(self.url)
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
+        headers = dict(headers or {})
+        if key:
+            headers["Authorization"] = "Bearer " + key
+        if isinstance(body, dict):
+            body = json.dumps(body)
+            headers["Content-Type"] = "application/json"
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            content = response.read()
+        finally:
+            connection.close()
+        if response.headers.get_content_type() == "application/json" and content:
+            content = json.loads(content.decode())
+        return response.status, response.headers, content
+
+    def mint(self, email, name=None):
+        """Signs an email in over HTTP; returns the data of the answer, apiKey and all."""
+        assert self.request("POST", "/api/cli/login-request", {"email": email})[0] == 200
+        body = {"email": email, "otp": self.code_for(email)}
+        if name:
+            body["name"] = name
+        status, _, value = self.request("POST", "/api/cli/login-complete", body)
+        assert status == 200, value
+        return value["data"]
+
+
+def wrong_code(code):
+    """A six-digit code that is not this one."""
+    return "%06d" % ((int(code) + 1) % 10**6)
+
+
+def wait_until(condition, seconds=20, what="condition"):
+    """Polls until the condition holds; fails when the time is over."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.01)
+    raise AssertionError("waited %s s for %s" % (seconds, what))
+
+
+@pytest.fixture(params=PYTHONS, ids=python_id)
+def python(request):
+    """Every interpreter that this machine has."""
+    return request.param
+
+
+@pytest.fixture(params=EDGES, ids=python_id)
+def edge(request):
+    """The oldest and the newest interpreter."""
+    return request.param
+
+
+@pytest.fixture
+def scripto(edge, tmp_path):
+    """The program under the oldest and the newest interpreter, with an empty home."""
+    return Scripto(edge, tmp_path / "home")
+
+
+@pytest.fixture
+def start_backend(tmp_path):
+    """Starts backends that end with the test: start_backend(python=..., *flags, mail=...)."""
+    backends = []
+
+    def start(*flags, python=PYTHONS[-1], folder="backend", **more):
+        owner = Scripto(python, tmp_path / "backend-home")
+        backends.append(Backend(owner, tmp_path / folder, *flags, **more))
+        return backends[-1]
+
+    yield start
+    for backend in backends:
+        if backend.process.poll() is None:
+            backend.process.kill()
+            backend.process.wait()
+            backend.process.stdout.close()
+
+
+@pytest.fixture
+def backend(start_backend):
+    """A backend of this test's own, under the newest interpreter."""
+    return start_backend()
