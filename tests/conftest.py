@@ -269,3 +269,80 @@ def start_backend(tmp_path):
 def backend(start_backend):
     """A backend of this test's own, under the newest interpreter."""
     return start_backend()
+
+
+class RawServer:
+    """A listener that is no Scripto backend: it answers as a test says, byte for byte.
+
+    `answer` is the bytes of the whole reply, or a function that is handed the connected socket
+    after the request was read. What came in is in `requests`, one entry a connection."""
+
+    def __init__(self, answer, context=None):
+        import socket
+        import threading
+
+        self.answer, self.context, self.requests = answer, context, []
+        self.listener = socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(50)
+        self.port = self.listener.getsockname()[1]
+        self.url = "%s://127.0.0.1:%d" % ("https" if context else "http", self.port)
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        import threading
+
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.handle, args=(connection,), daemon=True).start()
+
+    def handle(self, connection):
+        try:
+            with connection:
+                if self.context:
+                    connection = self.context.wrap_socket(connection, server_side=True)
+                self.requests.append(self.read_request(connection))
+                if callable(self.answer):
+                    self.answer(connection)
+                else:
+                    connection.sendall(self.answer)
+        except OSError:
+            pass  # the client went away, as some tests have it do
+
+    @staticmethod
+    def read_request(connection):
+        data = b""
+        while b"\r\n\r\n" not in data:
+            chunk = connection.recv(65536)
+            if not chunk:
+                return data
+            data += chunk
+        head, _, body = data.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: *(\d+)", head)
+        while length and len(body) < int(length.group(1)):
+            body += connection.recv(65536)
+        return head + b"\r\n\r\n" + body
+
+
+def http_reply(body, status=200, *headers):
+    """The bytes of a reply with that body (an object goes as JSON)."""
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = ["HTTP/1.1 %d Whatever" % status, "Content-Length: %d" % len(body), *headers]
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+
+
+@pytest.fixture
+def raw_server():
+    """Starts such listeners: raw_server(answer, context=None)."""
+    servers = []
+
+    def start(*args, **kwargs):
+        servers.append(RawServer(*args, **kwargs))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.listener.close()
