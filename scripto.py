@@ -27,8 +27,8 @@ __version__ = "0.1.0"
 
 # ---- Constants ----------------------------------------------------------------
 
-# What a profile without `baseUrl` belongs to. Fixed, so that copies of this file that came
-# from different backends never take one backend's key for another's.
+# What a profile without `baseUrl` belongs to, also in a copy of this file that came from another
+# backend: or one backend's key would be taken for another's.
 PRODUCTION_URL = "https://scripto.codika.io"
 BASE_URL = PRODUCTION_URL  # when nothing names one; GET /scripto.py puts its own URL here
 
@@ -41,8 +41,7 @@ BODY_BYTES = 16 << 10  # that the backend reads
 TIMEOUT_SECONDS = "30"  # for one request, from name look-up to last byte
 LOCK_SECONDS = 30  # to wait for another program that writes the profile file
 
-# NIST SP 800-63B, 3.1.3: codes live ten minutes at most, and wrong attempts are limited for the
-# account, not only for the code. The figures are the contract's.
+# NIST SP 800-63B, 3.1.3: codes live ten minutes at most; wrong attempts count for the account.
 CODE_SECONDS = 5 * 60
 CODE_ATTEMPTS = 3
 DAY = 24 * 3600
@@ -71,25 +70,22 @@ NEXT_EMAIL = "Pass --email <your-email> to: scripto "
 NEXT_CODE = "request a new code with: scripto auth login-request"
 NEXT_RETRY = "retry shortly"
 NEXT_SIGN_IN = "sign in with: scripto auth login-request --email <your-email>"
+NEXT_BACKEND = "check that this is a Scripto backend, or pass another with --api-url"
 NEXT_DOCTOR = "see what is wrong with: scripto doctor"
 NEXT_USE = "see the profiles with: scripto use"
 
 
 class ScriptoError(Exception):
-    """code, message (never with a secret), next_action; the HTTP status if it is not the
-    table's; the seconds after which the same request may work."""
+    """message: a key in it, mistyped or quoted by a backend, is masked. http_status: if it is not
+    the table's. retry_after: seconds. A code that is not in the table exits by HTTP status."""
 
     def __init__(self, code, message, next_action=None, http_status=None, retry_after=None):
+        message = re.sub(KEY_PREFIX + "[A-Za-z0-9_-]{8,}", MASKED_KEY, message)
         super().__init__(message)
         self.code, self.message, self.next_action = code, message, next_action
-        self.http_status = http_status or ERRORS.get(code, (500,))[0]
-        self.retry_after = retry_after
-
-    @property
-    def exit_status(self):
-        """By the code; for one that is not in the table, by the HTTP status."""
-        later = self.http_status == 429 or self.http_status >= 500
-        return ERRORS.get(self.code, (0, 4 if self.http_status == 401 else 3 if later else 1))[1]
+        status = self.http_status = http_status or ERRORS.get(code, (500,))[0]
+        by_http = 4 if status == 401 else 3 if status == 429 or status >= 500 else 1
+        self.exit_status, self.retry_after = ERRORS.get(code, (0, by_http))[1], retry_after
 
     def envelope(self):
         error = {"code": self.code, "message": self.message}
@@ -99,12 +95,12 @@ class ScriptoError(Exception):
 
 
 def refused(message, next_action=None, http_status=None):
-    """invalid-argument: the user, or a client of the backend, has to say it differently."""
+    """invalid-argument: has to be said differently."""
     return ScriptoError("invalid-argument", message, next_action, http_status)
 
 
 def blocked(message, next_action):
-    """failed-precondition: something on this machine stands in the way."""
+    """failed-precondition: this machine stands in the way."""
     return ScriptoError("failed-precondition", message, next_action)
 
 
@@ -116,7 +112,7 @@ def lacking(error):
 
 
 def bug(error):
-    """Kind and place of an exception that nobody foresaw, instead of a traceback."""
+    """Kind and place of an unforeseen exception, instead of a traceback."""
     place = error.__traceback__
     while place.tb_next:
         place = place.tb_next
@@ -124,23 +120,22 @@ def bug(error):
 
 
 def reason_of(error):
-    """Why a system call failed, in the system's words, without the path."""
+    """Why a system call failed, without the path."""
     return error.strerror or str(error)
 
 
 # ---- Context ------------------------------------------------------------------
-# What a command may use of the world, in one object, so that nothing is global.
+# What a command may use of the world, passed along, so that nothing is global.
 
 
 class Context:
-    """The environment, the three streams, the clock, and whether the answer is to be JSON."""
 
     def __init__(self, env, stdin, stdout, stderr, as_json):
         self.env, self.stdin, self.stdout, self.stderr = env, stdin, stdout, stderr
         self.now, self.as_json, self.warned = time.time, as_json, set()
 
     def setting(self, name):
-        """An environment variable, or None; an empty one counts as not set."""
+        """An environment variable; None if it is empty or not set."""
         return self.env.get(name) or None
 
 
@@ -150,8 +145,7 @@ def timestamp(seconds):
 
 
 def xdg_folder(ctx, variable, below_home, otherwise):
-    """The XDG Base Directory specification's: the variable, unless it is empty or relative,
-    else the place in the home folder. Raises failed-precondition if there is no home."""
+    """XDG Base Directory specification: a variable that is empty or relative is ignored."""
     folder, home = ctx.env.get(variable, ""), ctx.env.get("HOME")
     if os.path.isabs(folder):
         return folder
@@ -167,15 +161,15 @@ def xdg_folder(ctx, variable, below_home, otherwise):
 
 
 # ---- Terminal -----------------------------------------------------------------
-# The only place that writes to the streams or reads standard input. What a person sees passes
-# harmless() here, so that no command has to think of it.
+# The only place that writes to the streams or reads standard input. All that a person sees passes
+# harmless() here.
 
 ASCII_FORM = str.maketrans({"✓": "[ok]", "✗": "[error]", "●": "*", "•": "*"})
 COLOURS = {"✓": "32", "✗": "31", "●": "36", "!": "33"}  # by the mark that a line begins with
 
 
 class Reply:
-    """A command's answer: data for JSON, the same as lines for a person, the exit status."""
+    """A command's answer: data for JSON, the same as lines for a person."""
 
     def __init__(self, data, lines, exit_status=0):
         self.data, self.lines, self.exit_status = data, lines, exit_status
@@ -193,8 +187,7 @@ def is_terminal(stream):
 
 
 def emit(stream, text):
-    """Writes past the stream's buffer, so that what the system does not take raises OSError
-    here and is not tried again at exit. What the encoding lacks gets an ASCII form."""
+    """Writes past the buffer, so that OSError comes up here, and not once more at exit."""
     if stream is None:  # the descriptor was closed before the program started
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     try:
@@ -208,7 +201,6 @@ def emit(stream, text):
 
 
 def emit_lines(ctx, stream, lines, end="\n"):
-    """Writes lines for a person, coloured where a terminal shows colours."""
     plain = "NO_COLOR" in ctx.env or ctx.env.get("TERM") == "dumb" or os.name == "nt"
     text = ""
     for line in map(harmless, lines):
@@ -219,7 +211,6 @@ def emit_lines(ctx, stream, lines, end="\n"):
 
 
 def answer(ctx, stream, envelope, lines):
-    """Writes one envelope to standard output, or its lines for a person to the stream."""
     if not ctx.as_json:
         return emit_lines(ctx, stream, lines)
     import json  # lazy
@@ -228,7 +219,7 @@ def answer(ctx, stream, envelope, lines):
 
 
 def say(ctx, *lines, end="\n"):
-    """Warnings, errors, prompts, the backend's log: to standard error, if anybody hears."""
+    """To standard error, if anybody hears."""
     try:
         emit_lines(ctx, ctx.stderr, lines, end)
     except OSError:
@@ -236,15 +227,15 @@ def say(ctx, *lines, end="\n"):
 
 
 def warn(ctx, text):
-    """Says a thing once, however often it is noticed."""
+    """Says a thing once."""
     if text not in ctx.warned:
         ctx.warned.add(text)
         say(ctx, "! " + text)
 
 
 def show(ctx, reply):
-    """Writes a Reply and returns the exit status. Raises failed-precondition when standard
-    output takes no more, as a full disk does; BrokenPipeError when nobody reads on."""
+    """Writes a Reply; returns the exit status. Raises failed-precondition on a full disk,
+    BrokenPipeError when nobody reads on."""
     try:
         answer(ctx, ctx.stdout, {"success": True, "data": reply.data}, reply.lines)
     except BrokenPipeError:
@@ -256,41 +247,47 @@ def show(ctx, reply):
 
 
 def show_error(ctx, error):
-    """Writes an error, as JSON or as two lines for a person, and returns the exit status."""
+    """Writes an error; returns the exit status."""
     lines = ["✗ " + error.message]
     if error.next_action:
         lines.append("  next: " + error.next_action)
     try:
         answer(ctx, ctx.stderr, error.envelope(), lines)
-    except (OSError, ImportError):
-        say(ctx, *lines)  # no standard output, or no json: this is what is left
+    except ImportError:  # no json, which is what there is to say
+        parts = (re.sub(r"[^ !#-\[\]-~]", "?", part) for part in lines)
+        emit(ctx.stdout, '{"success": false, "error": {"code": "%s", "message": "%s", '
+             '"nextAction": "%s"}}\n' % (error.code, next(parts)[2:], next(parts)[8:]))
+    except OSError:
+        say(ctx, *lines)
     return error.exit_status
 
 
 def read_line(ctx, prompt, secret=False):
-    """One line of standard input without its end, "" if there is none. At a terminal there is
-    a prompt, and a secret does not show as it is typed."""
+    """One line of standard input, "" if there is none. At a terminal with a prompt, and a
+    secret does not show."""
     if is_terminal(ctx.stdin) and secret:
         import getpass  # lazy
 
         try:
             return getpass.getpass(prompt)
-        except EOFError:
+        except (EOFError, UnicodeDecodeError):  # bytes that are no text are no key
             return ""
     if is_terminal(ctx.stdin):
         say(ctx, prompt, end="")
-    line = ctx.stdin.buffer.readline(64 << 10) if ctx.stdin else b""
+    try:
+        line = ctx.stdin.buffer.readline(64 << 10) if ctx.stdin else b""
+    except OSError:  # opened for writing only, or a terminal that went away
+        line = b""
     return line.decode("utf-8", "replace").rstrip("\r\n")
 
 
 # ---- Door ---------------------------------------------------------------------
 # Every value from outside is checked here, once, before anything is read, written or sent. A
-# check returns the value in its one form, or raises invalid-argument.
+# check returns the value's one form, or raises invalid-argument.
 
 
 def readable(text):
-    """An argument as it was typed: under an ASCII locale Python 3.6 hands UTF-8 over as lone
-    surrogates, which no JSON and no mail can carry."""
+    """As it was typed: in an ASCII locale Python 3.6 makes lone surrogates of UTF-8."""
     try:
         return text if text.isprintable() else os.fsencode(text).decode("utf-8", "replace")
     except UnicodeEncodeError:  # not from the command line: a check will refuse it
@@ -298,11 +295,12 @@ def readable(text):
 
 
 def is_email(text):
-    """The contract's rule. Refused too are the characters by which mail reads one address as
-    another (RFC 5322: comments, groups, quotes): whose code would it be?"""
+    """The contract's rule, less what makes mail read one address as another (RFC 5322: comments,
+    groups, quotes; RFC 2047: encoded words): whose code would it be?"""
     local, _, domain = text.partition("@")
-    plain = text.isprintable() and not set(text) & set(' <>(),;:\\"')
-    return bool(local and domain) and "@" not in domain and len(text) <= EMAIL_LENGTH and plain
+    plain = text.isprintable() and not set(text) & set('\ufffd <>()[],;:\\"') and "=?" not in text
+    whole = bool(local) and all(domain.split(".")) and "@" not in domain
+    return whole and plain and len(text) <= EMAIL_LENGTH
 
 
 def check_email(text, command):
@@ -314,19 +312,19 @@ def check_email(text, command):
 
 
 def check_code(text):
-    """Six ASCII digits, also as `123 456` or `123-456`; the digits alone come back."""
+    """`123456`, `123 456` or `123-456`; the digits alone come back."""
     if not re.match(r"\s*[0-9](?:[ -]*[0-9]){5}\s*\Z", text or ""):
         raise refused("The code must be six digits." if text else "The code is missing.", NEXT_CODE)
     return re.sub("[^0-9]", "", text)
 
 
 def is_key(text):
-    """A bearer key: the prefix, and nothing that a header or a terminal would trip over."""
+    """The prefix, and nothing that a header or a terminal would trip over."""
     return isinstance(text, str) and bool(re.match(KEY_PREFIX + r"[!-~]+\Z", text))
 
 
 def check_key(text, source):
-    """The text is never quoted: what was pasted by mistake may be another secret."""
+    """Never quoted: what was pasted by mistake may be another secret."""
     if not is_key(text):
         rule = "must start with '%s' and hold no white space or control characters" % KEY_PREFIX
         hint = "pass --api-key %s<your-key>, or --api-key - for standard input" % KEY_PREFIX
@@ -371,7 +369,7 @@ def is_loopback(host):
 
 
 def origin_of(url):
-    """(scheme, host, port) of a checked base URL: what a key is bound to."""
+    """(scheme, host, port): what a key is bound to."""
     from urllib.parse import urlsplit  # lazy
 
     parts = urlsplit(url)
@@ -379,7 +377,7 @@ def origin_of(url):
 
 
 def check_base_url(ctx, text, source):
-    """Scheme and host in lower case, no trailing slash; `source` says where it came from."""
+    """Scheme and host in lower case, no trailing slash."""
     form = r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?(/[!-~]*)?\Z"
     match = re.match(form, text, re.IGNORECASE | re.ASCII)
     scheme, host, port, path = match.groups("") if match else ("", "", "", "")
@@ -399,7 +397,7 @@ def check_base_url(ctx, text, source):
 
 
 def shell_word(text):
-    """A value as it can be pasted into a shell, for the commands that a next action names."""
+    """A value as it can be pasted into a shell."""
     import shlex  # lazy
 
     return shlex.quote(text)
@@ -411,8 +409,8 @@ def shell_word(text):
 
 
 def try_lock(descriptor):
-    """Takes an exclusive lock, or returns False: another program has it. The system drops it
-    with its holder, however that dies, so no lock is ever stale."""
+    """False: another program has it. The system drops it with its holder, however that dies, so
+    no lock is ever stale."""
     try:
         import fcntl  # lazy; not on Windows
 
@@ -420,7 +418,7 @@ def try_lock(descriptor):
     except BlockingIOError:
         return False
     except OSError:
-        pass  # a file system without locks, as some network mounts: better unlocked than not
+        pass  # a file system without locks: better unlocked than not
     except ImportError:
         try:
             import msvcrt  # lazy; only there
@@ -439,15 +437,16 @@ class ProfileFile:
     def __init__(self, ctx):
         home = xdg_folder(ctx, "XDG_CONFIG_HOME", ".config", "SCRIPTO_API_KEY, which needs no file")
         self.ctx, self.folder = ctx, os.path.join(home, "scripto")
-        self.shown = os.path.join(self.folder, "config.json")
-        self.path = os.path.realpath(self.shown)  # a link stays: what it leads to is replaced
+        path = os.path.join(self.folder, "config.json")
+        self.shown = readable(path)
+        self.path = os.path.realpath(path)  # a link stays: what it leads to is replaced
 
     def trouble(self, what, hint=None):
         hint = hint or "mend it, or move it away: mv {0} {0}.old".format(shell_word(self.shown))
         return blocked("The profile file %s %s." % (self.shown, what), hint)
 
     def content(self):
-        """The file's bytes, b"{}" if there is no file. Nothing in its place makes this hang."""
+        """The file's bytes, b"{}" without a file. Nothing in its place makes this hang."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except FileNotFoundError:
@@ -462,7 +461,7 @@ class ProfileFile:
             return file.read(PROFILE_BYTES + 1)
 
     def read(self):
-        """The file's object as it stands, unknown members and all, "profiles" always there."""
+        """The file's object, unknown members and all, "profiles" always there."""
         import json  # lazy
 
         try:
@@ -479,25 +478,39 @@ class ProfileFile:
             raise self.trouble("names an active profile that is not text")
         return state
 
-    def prepare_folder(self):
-        """Makes the folder, 0700. A home that is not there is not made up, and another user's
-        is left alone: a file of root's in it would lock its owner out."""
-        folder = nearest = os.path.dirname(self.path)
+    def missing_folders(self):
+        """Those on the way, outermost first. Raises OSError for a home that is not there, and for
+        another user's, whom a file of root's would lock out."""
+        missing, nearest = [], os.path.dirname(self.path)
         while not os.path.lexists(nearest):
+            missing.insert(0, nearest)
             nearest = os.path.dirname(nearest)
         owner, home = os.stat(nearest).st_uid, os.path.dirname(os.path.dirname(self.folder))
         if hasattr(os, "geteuid") and owner not in (0, os.geteuid()):
-            raise OSError(errno.EPERM, "%s belongs to user %d" % (nearest, owner))
+            raise OSError(errno.EPERM, "%s belongs to user %d" % (readable(nearest), owner))
         if not self.ctx.setting("XDG_CONFIG_HOME") and not os.path.isdir(home):
-            raise OSError(errno.ENOENT, "there is no folder " + home)
-        os.makedirs(folder, 0o700, exist_ok=True)
-        if folder == self.folder:  # ours by its name; where a link leads to is not
-            os.chmod(folder, 0o700)
+            raise OSError(errno.ENOENT, "there is no folder " + readable(home))
+        return missing
+
+    def prepare_folder(self):
+        """Makes it, 0700 like those on the way, or closes it to others."""
+        for folder in self.missing_folders():
+            try:
+                os.mkdir(folder, 0o700)
+                os.chmod(folder, 0o700)  # the umask may have taken too much
+            except FileExistsError:
+                pass  # another program was faster
+        folder = os.path.dirname(self.path)
+        mode = stat.S_IMODE(os.stat(folder).st_mode)
+        if folder == self.folder and mode & 0o077:  # ours by its name; a link's target is not
+            os.chmod(folder, mode & 0o700)
 
     def lock(self):
-        """Returns the descriptor that holds the lock. Raises TimeoutError in the end."""
+        """Returns the descriptor that holds it, or raises TimeoutError."""
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
         descriptor = os.open(self.path + ".lock", flags, 0o600)
+        if hasattr(os, "fchmod"):  # not on Windows; the umask may have taken too much
+            os.fchmod(descriptor, 0o600)
         give_up = time.monotonic() + LOCK_SECONDS
         while not try_lock(descriptor):
             if time.monotonic() > give_up:
@@ -507,16 +520,15 @@ class ProfileFile:
         return descriptor
 
     def write_beside(self, content):
-        """Writes a temporary file through to the disk and returns its path. One fixed name,
-        under the lock: what a killed program left is replaced, and nothing piles up. Made
-        anew, so it is no link and 0600 from the start."""
+        """Writes a temporary file through to the disk. One fixed name, under the lock, so that
+        nothing piles up; made anew, so that it is no link and 0600 from the start."""
         path = self.path + ".tmp"
         if os.path.lexists(path):
             os.unlink(path)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with open(descriptor, "wb") as file:
-                if hasattr(os, "fchmod"):  # not on Windows; the umask may have taken too much
+                if hasattr(os, "fchmod"):  # as above
                     os.fchmod(descriptor, 0o600)
                 file.write(content)
                 file.flush()
@@ -527,8 +539,9 @@ class ProfileFile:
         return path
 
     def replace(self, content, rehearsal):
-        """Puts the content in the file's place. A rehearsal does all but that, with room to
-        spare, so that a full disk shows early."""
+        """A rehearsal does all but the replacement, with room to spare: a full disk shows."""
+        if len(content) > PROFILE_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         beside = self.write_beside(content + b" " * 4096 * rehearsal)
         if rehearsal:
             return os.unlink(beside)
@@ -539,7 +552,7 @@ class ProfileFile:
             os.close(descriptor)
 
     def change(self, work, rehearsal=False):
-        """Runs work(state) under the lock, replaces the file and returns what work() returned;
+        """Replaces the file after work(state) under the lock, and returns what work() returned;
         if that raises, nothing changes."""
         import json  # lazy
 
@@ -549,10 +562,11 @@ class ProfileFile:
             lock = self.lock()
             state = self.read()
             result = work(state)
-            self.replace(json.dumps(state, indent=2).encode("ascii") + b"\n", rehearsal)
+            content = json.dumps(state, indent=2, allow_nan=False).encode("ascii") + b"\n"
+            self.replace(content, rehearsal)
             return result
-        except RecursionError:
-            raise self.trouble("is nested too deeply")
+        except (RecursionError, ValueError):
+            raise self.trouble("is nested too deeply, or holds a number that is none")
         except OSError as error:
             hint = "make that possible, or set XDG_CONFIG_HOME or SCRIPTO_API_KEY instead"
             raise self.trouble("cannot be written: " + reason_of(error), hint)
@@ -562,7 +576,7 @@ class ProfileFile:
 
 
 def find_profile(state, name):
-    """The profile of that name. Raises not-found, or invalid-argument if it can be none."""
+    """Raises not-found, or invalid-argument for what can be no name."""
     if name not in state["profiles"]:
         check_profile_name(name)
         raise ScriptoError("not-found", "There is no profile '%s'." % name, NEXT_USE)
@@ -570,28 +584,26 @@ def find_profile(state, name):
 
 
 def text_of(thing, member):
-    """A member that ought to be text; anything else counts as absent, and absent as ""."""
+    """A member that ought to be text, "" if it is not."""
     value = thing.get(member)
     return value if isinstance(value, str) else ""
 
 
 def url_of(profile):
     """The backend that minted the profile's key."""
-    return text_of(profile, "baseUrl") or PRODUCTION_URL
+    url = profile.get("baseUrl")
+    return PRODUCTION_URL if url is None else str(url)
 
 
 def profile_name_for(email):
-    """`You.Too+x@example.com` gives `you.too-x`, with room for a number behind it."""
     local = re.sub("[^a-z0-9._-]+", "-", email.partition("@")[0].lower())
-    return local[:56].strip("-") or "default"
+    return local[:60].strip("-") or "default"
 
 
 def store_profile(state, named, identity, base_url, now, just_there=False):
-    """Puts a key and whose it is into the state, makes it active, and returns its name.
-
-    named: a name given by hand, or None. identity: what is known of apiKey, email, userId and
-    keyId. The same email at the same backend renews its profile; a taken name gets a number,
-    unless just that profile is meant."""
+    """Stores a key (identity: what is known of apiKey, email, userId, keyId), makes it active,
+    and returns its name. The same email at the same backend renews its profile; a taken name
+    gets a number, unless just that profile is meant."""
     profiles, email = state["profiles"], identity.get("email", "")
 
     def is_same(name):
@@ -605,7 +617,7 @@ def store_profile(state, named, identity, base_url, now, just_there=False):
     first, number = name, 1
     while name in profiles and not just_there and not is_same(name):
         number += 1
-        name = "%s-%d" % (first, number)
+        name = "%s-%d" % (first[:60], number)
     profile = profiles.setdefault(name, {})
     for member in ("apiKey", "email", "userId", "keyId", "baseUrl"):  # unknown ones stay
         profile.pop(member, None)
@@ -619,8 +631,7 @@ def store_profile(state, named, identity, base_url, now, just_there=False):
 
 
 def remove_profiles(state, names):
-    """Removes profiles, and returns the name of the active one: if that went, the first that
-    is left becomes it."""
+    """Returns the active one's name: if that went, the first that is left becomes it."""
     for name in names:
         state["profiles"].pop(name, None)
     if state.get("activeProfile") not in state["profiles"]:
@@ -633,8 +644,7 @@ def remove_profiles(state, names):
 
 
 class Target:
-    """base_url and key with the sources of both ("--api-url", "SCRIPTO_API_KEY", "profile",
-    "default"); the profile in force and its name, {} and None if there is none."""
+    """A base URL and a key, with the source of each, and the profile in force, if any."""
 
     def __init__(self):
         self.base_url = self.url_source = self.key = self.key_source = self.name = None
@@ -642,14 +652,12 @@ class Target:
 
 
 def given_key(ctx, text):
-    """The value of --api-key, checked; `-` reads it from standard input."""
     return check_key(read_line(ctx, "API key: ", True) if text == "-" else text, "--api-key")
 
 
 def resolve(ctx, args, with_key=True):
-    """Finds base URL and, with_key, the key, in the contract's order; returns a Target. Raises
-    unauthenticated where there is no key, failed-precondition where a profile's key would go to
-    another origin than its own."""
+    """A Target by the contract's order. Raises unauthenticated without a key where one is
+    needed, failed-precondition where a profile's key would go to another origin."""
     target, key, url = Target(), "SCRIPTO_API_KEY", "SCRIPTO_API_BASE_URL"
     if with_key and args.api_key is not None:
         target.key, target.key_source = given_key(ctx, args.api_key), "--api-key"
@@ -658,8 +666,9 @@ def resolve(ctx, args, with_key=True):
     for source, text in (("--api-url", args.api_url), (url, ctx.setting(url))):
         if text is not None and not target.base_url:
             target.base_url, target.url_source = check_base_url(ctx, text, source), source
-    if args.profile is not None or not target.base_url or (with_key and not target.key):
-        pick_profile(ctx, args.profile, target)
+    needed = args.profile is not None or (with_key and not target.key)
+    if needed or not target.base_url:
+        pick_profile(ctx, args.profile, needed, target)
     if args.profile is not None and target.key_source == key:
         warn(ctx, "%s overrides the key of profile '%s'" % (key, target.name))
     if with_key and not target.key:
@@ -672,12 +681,11 @@ def resolve(ctx, args, with_key=True):
     return target
 
 
-def pick_profile(ctx, named, target):
-    """The named profile, else the active one, else none."""
+def pick_profile(ctx, named, needed, target):
     try:
         file = ProfileFile(ctx)
-    except ScriptoError:  # no home, no file: only who asks for a profile minds
-        if named is not None:
+    except ScriptoError:  # no home, no file
+        if needed:
             raise
         return
     state = file.read()
@@ -687,9 +695,9 @@ def pick_profile(ctx, named, target):
 
 
 def use_stored_url(ctx, target):
-    """The profile's base URL where none was given, else the default. A stored key goes to its
-    own backend only, whoever set another base URL, and why."""
-    if target.key_source != "profile" and (target.base_url or not target.profile.get("baseUrl")):
+    """The profile's where none was given, else the default. A stored key goes to its own
+    backend only, whoever set another base URL, and why."""
+    if target.key_source != "profile" and (target.base_url or "baseUrl" not in target.profile):
         target.url_source = target.url_source or "default"
         target.base_url = target.base_url or check_base_url(ctx, BASE_URL, "this file")
         return
@@ -707,23 +715,20 @@ def use_stored_url(ctx, target):
 
 
 # ---- HTTP client --------------------------------------------------------------
-# The only place that sends a request. No redirect is ever followed: every request carries a
-# key, a code or an email, and none of them is a stranger's business.
+# The only place that sends a request. No redirect is followed: every request carries a key, a
+# code or an email.
 
 
 def bad_reply(url, what):
-    hint = "check that this is a Scripto backend, or pass another with --api-url"
-    return ScriptoError("invalid-response", "%s %s." % (url, what), hint)
+    return ScriptoError("invalid-response", "%s %s." % (url, what), NEXT_BACKEND)
 
 
 def send(ctx, method, url, body=None, key=None):
-    """Sends one request; returns (status, headers, body as bytes), whatever the status.
-
-    body: an object, goes as JSON. key: goes as bearer token (RFC 6750). Raises network-error,
-    or invalid-response for what is no HTTP, is too large or breaks off. SCRIPTO_TIMEOUT bounds
-    the whole: a thread does the work, since a socket's time-out bounds neither a name look-up
-    nor a peer that sends a byte a second."""
-    import http.client  # lazy, as all that HTTP needs
+    """Sends an object as JSON, the key as bearer token (RFC 6750); returns (status, headers, body
+    as bytes), whatever the status. Raises network-error, or invalid-response for what is no HTTP,
+    too large or broken off. A thread does the work, since a socket's time-out bounds neither a
+    name look-up nor a peer that sends a byte a second."""
+    import http.client  # lazy, like the others
     import json
     import socket
     import threading
@@ -754,16 +759,24 @@ def send(ctx, method, url, body=None, key=None):
     return result
 
 
-def opener_for(url):
-    """A bare opener: proxies from the environment but never for loopback, certificates always
-    checked; no redirects, no opinion on statuses, no other schemes."""
+def proxy_for(url):
+    """The proxy that the environment names for it, None for loopback."""
     import urllib.request as library  # lazy
 
-    scheme, host, _ = origin_of(url)
-    proxies = {} if is_loopback(host) else library.getproxies_environment()
+    scheme, host, port = origin_of(url)
+    if is_loopback(host) or library.proxy_bypass_environment("%s:%d" % (host, port)):
+        return None
+    return library.getproxies_environment().get(scheme)
+
+
+def opener_for(url):
+    """Certificates checked, no redirects, no other schemes."""
+    import urllib.request as library  # lazy
+
+    scheme, proxy = origin_of(url)[0], proxy_for(url)
     opener = library.OpenerDirector()
     opener.addheaders = []
-    opener.add_handler(library.ProxyHandler(proxies))
+    opener.add_handler(library.ProxyHandler({scheme: proxy} if proxy else {}))
     opener.add_handler(library.HTTPHandler())
     if scheme == "https":
         import ssl  # lazy, and some Pythons lack it
@@ -773,8 +786,8 @@ def opener_for(url):
 
 
 def exchange(opener, request, seconds, progress):
-    """One request and its reply; `progress` notes that it began. A GET that was reset is tried
-    once more; what spends a code never is: it may have been heard."""
+    """A GET that was reset is tried once more; what spends a code never is: it may have been
+    heard. `progress` notes that a reply began."""
     try:
         response = opener.open(request, timeout=seconds)
     except OSError as error:
@@ -793,24 +806,25 @@ def exchange(opener, request, seconds, progress):
 
 
 def network_trouble(url, error, seconds, progress):
-    """The error for what went wrong on the way, told apart as a person wants to know it."""
+    """What went wrong on the way, told apart as a person wants to know it."""
     import http.client  # lazy
     import socket
 
     if isinstance(getattr(error, "reason", None), Exception):
         error = error.reason  # urllib wraps what happens before the reply
     where, tls = "%s:%d" % origin_of(url)[1:], sys.modules.get("ssl")
+    where += " (through a proxy)" if proxy_for(url) else ""
     hint = "check the network, any proxy and the base URL"
     if tls and isinstance(error, (tls.SSLError, tls.CertificateError)):
         text = getattr(error, "verify_message", "") or getattr(error, "strerror", 0) or str(error)
         text = re.sub(r"^\[.*?\] *|\.?( *\(_ssl\.c:\d+\))?$", "", text)  # OpenSSL's own, bare
         text = "TLS with %s failed: %s." % (where, text)
-        hint = "check the host; if it is right, install ca-certificates or set SSL_CERT_FILE"
+        hint = "check scheme and host; for their certificate install ca-certificates, or set SSL_CERT_FILE"
     elif isinstance(error, socket.timeout):
         what = "did not finish its reply" if progress else "did not answer"
         text = "%s %s within %g seconds." % (where, what, seconds)
         hint = "try again, or allow more time: SCRIPTO_TIMEOUT=%g" % (seconds * 2)
-    elif isinstance(error, (socket.gaierror, UnicodeError)):
+    elif isinstance(error, (socket.gaierror, UnicodeError, http.client.InvalidURL)):
         reason = getattr(error, "strerror", None) or "not a host name"
         text = "The host of %s cannot be found: %s." % (where, reason)
     elif isinstance(error, ConnectionRefusedError):
@@ -828,8 +842,8 @@ def network_trouble(url, error, seconds, progress):
 
 
 def parse_json(content):
-    """The JSON object in UTF-8, None for anything else. No number matters in these bodies; as
-    floats they cost no more than their length, however many digits."""
+    """The JSON object, None for anything else. No number matters here; as floats they cost no
+    more than their length, however many digits."""
     import json  # lazy
 
     try:
@@ -840,9 +854,8 @@ def parse_json(content):
 
 
 def call(ctx, target, method, path, part, body=None, hints=None):
-    """Sends a request to the target, with its key if it has one, and returns that part of the
-    JSON object of a success. Raises the backend's error; `hints` has next actions by code, for
-    those that name none."""
+    """That part of a success, an object. Raises the backend's error; `hints` has next actions by
+    code, for those that name none."""
     url = target.base_url + path
     status, headers, content = send(ctx, method, url, body, target.key)
     value = parse_json(content)
@@ -858,7 +871,7 @@ def call(ctx, target, method, path, part, body=None, hints=None):
 
 
 def backend_error(status, headers, value, hints):
-    """The error that a reply tells: its members word for word, gaps filled by its status."""
+    """Its members word for word, gaps filled by the status."""
     by_status = {401: "unauthenticated", 404: "not-found", 429: "resource-exhausted"}
     error = value.get("error")
     error = error if isinstance(error, dict) else {}
@@ -874,8 +887,7 @@ def backend_error(status, headers, value, hints):
 
 
 # ---- Account ------------------------------------------------------------------
-# Signing in, looking, signing out. A command takes the context and the parsed arguments and
-# returns a Reply; it writes nothing itself.
+# A command takes the context and the parsed arguments and returns a Reply.
 
 
 def cmd_login_request(ctx, args):
@@ -895,7 +907,7 @@ def cmd_login_request(ctx, args):
 
 
 def cmd_login_complete(ctx, args):
-    """What can fail on this machine is tried first: the code is good for one key."""
+    """What can fail on this machine is tried first: a code is good for one key."""
     email = check_email(args.email, "auth login-complete")
     code = check_code(read_line(ctx, "Code: ") if args.code == "-" else args.code)
     body = {"email": email, "otp": code}
@@ -918,8 +930,8 @@ def cmd_login_complete(ctx, args):
 
 
 def keep_key(ctx, file, named, identity, base_url):
-    """Stores a key that was just minted and returns its profile's name. If that fails after
-    all, or is interrupted, the error hands the key over, this once: its code is spent."""
+    """If a key that was just minted cannot be stored after all, the error hands it over, this
+    once: its code is spent."""
 
     def store(state):
         return store_profile(state, named, identity, base_url, ctx.now())
@@ -928,20 +940,22 @@ def keep_key(ctx, file, named, identity, base_url):
         return file.change(store)
     except (ScriptoError, KeyboardInterrupt) as error:
         hint = "store it with: scripto config set --api-key %s --profile-name %s --api-url %s"
-        name = named or profile_name_for(identity["email"])
+        try:
+            name = store(file.read())  # the name that is free for it
+        except ScriptoError:
+            name = named or profile_name_for(identity["email"])
         raise blocked("Signed in, but the key could not be stored. %s" % error,
                       hint % (shell_word(identity["apiKey"]), name, shell_word(base_url)))
 
 
 def stored(name, identity, base_url, lines):
-    """The reply of a command that stored a key; what is not known is absent."""
     data = dict(identity, profile=name, active=True, baseUrl=base_url, apiKey=MASKED_KEY)
     lines = lines + ["  Profile:  %s (now active)" % name, "  API key:  " + MASKED_KEY]
     return Reply(data, lines + ["", "  Try it:  scripto whoami"])
 
 
 def cmd_whoami(ctx, args):
-    """Says only what the backend said just now; the profile fills a blank email or name."""
+    """What the backend says just now; the profile fills a blank email or name."""
     target = resolve(ctx, args)
     user = call(ctx, target, "GET", "/api/auth/me", "user")
     if not text_of(user, "id"):
@@ -966,13 +980,13 @@ def cmd_whoami(ctx, args):
 
 
 def cmd_token(ctx, args):
-    """The one command that shows a key: alone on its line, for scripts."""
+    """The one command that shows a key."""
     key = resolve(ctx, args).key
     return Reply({"apiKey": key}, [key])
 
 
 def listed(state):
-    """(rows for JSON, lines for a person) of the profiles; the active one is marked."""
+    """(rows for JSON, lines for a person)."""
     active, profiles = state.get("activeProfile"), state["profiles"].items()
     rows = [{"name": name, "active": name == active, "email": text_of(profile, "email"),
              "baseUrl": url_of(profile)} for name, profile in profiles]
@@ -1040,7 +1054,10 @@ def cmd_config_set(ctx, args):
 
 def cmd_config_show(ctx, args):
     file = ProfileFile(ctx)
-    rows, lines = listed(file.read())
+    state = file.read()
+    if args.profile is not None:
+        find_profile(state, args.profile)
+    rows, lines = listed(state)
     data = {"path": file.shown, "profiles": [dict(row, apiKey=MASKED_KEY) for row in rows]}
     lines = ["Profile file: " + file.shown, ""] + lines + [""]
     try:
@@ -1074,8 +1091,8 @@ def cmd_config_clear(ctx, args):
 
 
 # ---- Mail ---------------------------------------------------------------------
-# How the backend delivers a code. deliver(message, to) returns when the mail is on its way, or
-# raises MailError with a reason for the log: no address in it, and no code.
+# How the backend delivers a code: deliver(message, to) raises MailError, whose reason goes to the
+# log and holds no address and no code.
 
 
 class MailError(Exception):
@@ -1083,15 +1100,16 @@ class MailError(Exception):
 
 
 def compose(sender, to, code, site, now):
-    """The mail with a code, as readers and spam filters expect it (RFC 5322, RFC 3834)."""
+    """As readers and spam filters expect it (RFC 5322, RFC 3834)."""
     import email.message  # lazy
+    import email.policy
     import email.utils
 
-    message = email.message.EmailMessage()
+    message = email.message.EmailMessage(email.policy.default.clone(utf8=True))
     message["From"] = "Scripto <%s>" % sender
     message["To"] = to
     message["Subject"] = "%s is your Scripto sign-in code" % code
-    message["Date"] = email.utils.formatdate(now)
+    message["Date"] = email.utils.formatdate(now, localtime=True)
     message["Message-ID"] = email.utils.make_msgid(domain=sender.rpartition("@")[2])
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(
@@ -1104,13 +1122,15 @@ def compose(sender, to, code, site, now):
 
 
 def delivery_for(ctx, where, bound_to):
-    """Reads --mail and returns deliver(message, to). bound_to is the address of the server: a
-    code on its console is for who sits there, so that is for loopback only."""
+    """deliver(message, to) by --mail. A code on the console of a server is for who sits there,
+    so that is for a server bound to loopback only."""
     kind, _, rest = where.partition(":")
     if where == "console" and is_loopback(bound_to):
         return lambda message, to: say(ctx, "mail to %s: %s" % (to, message["Subject"]))
     if kind == "maildir" and rest:
         return lambda message, to: deliver_to_maildir(rest, message)
+    if kind == "smtps":
+        import ssl  # lazy, and some Pythons lack it: now is the time to say so
     server = smtp_server(ctx, where) if kind in ("smtp", "smtps") else None
     if server:
         return lambda message, to: deliver_by_smtp(server, message, to)
@@ -1122,15 +1142,16 @@ def deliver_to_maildir(folder, message):
     import mailbox  # lazy
 
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(folder)), exist_ok=True)
-        mailbox.Maildir(folder).add(message)
+        for part in ("tmp", "new", "cur"):  # by us: mailbox minds who else is making them
+            os.makedirs(os.path.join(folder, part), exist_ok=True)
+        mailbox.Maildir(folder, create=False).add(message)
     except (OSError, ValueError) as error:
         raise MailError("maildir: " + type(error).__name__)
 
 
 def smtp_server(ctx, url):
-    """(scheme, host, port, user, password), None for a bad URL. SCRIPTO_SMTP_PASSWORD wins over
-    the URL, which anyone can see in the list of processes."""
+    """(scheme, host, port, user, password), None for a bad URL. The environment's password wins
+    over the URL's, which the list of processes shows."""
     from urllib.parse import unquote, urlsplit  # lazy
 
     try:
@@ -1147,23 +1168,31 @@ def smtp_server(ctx, url):
 def deliver_by_smtp(server, message, to):
     """Over checked TLS where the server offers it; no password goes out in the clear."""
     import smtplib  # lazy
-    import ssl
 
     scheme, host, port, user, password = server
-    tls, secure = ssl.create_default_context(), scheme == "smtps"
-    kind, more = (smtplib.SMTP_SSL, {"context": tls}) if secure else (smtplib.SMTP, {})
+    secure, kind, more = scheme == "smtps", smtplib.SMTP, {}
+    if secure:
+        import ssl  # lazy, and some Pythons lack it
+
+        kind, more = smtplib.SMTP_SSL, {"context": ssl.create_default_context()}
     own = message["Message-ID"][1:-1].partition("@")[2]  # else a look-up in the DNS, to wait for
     try:
-        with kind(host, port, own, timeout=MAIL_SECONDS, **more) as smtp:
+        smtp = kind(host, port, own, timeout=MAIL_SECONDS, **more)
+        try:
             smtp.ehlo_or_helo_if_needed()
             if not secure and smtp.has_extn("starttls"):
-                smtp.starttls(context=tls)
+                import ssl  # lazy
+
+                smtp.starttls(context=ssl.create_default_context())
                 secure = True
             if user and not secure and not is_loopback(host):
                 raise MailError("smtp: the server offers no TLS for the password")
             if user:
                 smtp.login(user, password)
             smtp.send_message(message, to_addrs=[to])
+            smtp.putcmd("quit")  # the mail is taken, whatever the answer to this
+        finally:
+            smtp.close()
     except (OSError, smtplib.SMTPException, ValueError) as error:
         status = getattr(error, "smtp_code", "")  # not its text, which may quote the address
         raise MailError("smtp: %s %s" % (type(error).__name__, status))
@@ -1191,8 +1220,8 @@ MIGRATIONS = (  # each from user_version n to n + 1; only ever appended to
 
 
 class Store:
-    """One SQLite file, one connection, one thread at a time; other processes are held off by
-    SQLite's own locks. Times are Unix seconds. What write() returned survives a power cut."""
+    """One connection, one thread at a time; SQLite's locks hold off other processes. Times are
+    Unix seconds. What write() returned survives a power cut."""
 
     def __init__(self, path):
         import sqlite3  # lazy
@@ -1201,9 +1230,11 @@ class Store:
         self.path, self.lock = path, threading.Lock()
         try:
             # Made by us, so that it is 0600 before SQLite writes; its side files follow suit.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o600))
+            self.db = sqlite3.connect(
+                path, timeout=10, isolation_level=None, check_same_thread=False)
+            self.version()  # before the first change: it may not be ours
             os.chmod(path, 0o600)
-            self.db = sqlite3.connect(path, 10, isolation_level=None, check_same_thread=False)
             self.run("PRAGMA journal_mode = WAL")
             self.run("PRAGMA synchronous = FULL")
             self.write(self.migrate)
@@ -1217,22 +1248,28 @@ class Store:
         return self.db.execute(sql, values)
 
     def read(self, sql, *values):
-        """The rows of one SELECT."""
         with self.lock:
             return self.run(sql, *values).fetchall()
 
     def write(self, work, *values):
-        """Runs work(*values) as one transaction, alone among threads and processes."""
+        """Runs work(*values) as one transaction."""
         with self.lock, self.db:  # commits; what raises is rolled back
             self.run("BEGIN IMMEDIATE")
             return work(*values)
 
-    def migrate(self):
+    def version(self):
+        """How many migrations it has seen. Raises for a file that is not this program's."""
         version = self.run("PRAGMA user_version").fetchone()[0]
+        ours = self.run("SELECT count(*) FROM sqlite_master WHERE name IN ('secret', 'events')")
+        tables = self.run("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if (ours.fetchone()[0] == 2) != (version > 0) or (version == 0 and tables):
+            raise self.trouble("belongs to another program")
         if version > len(MIGRATIONS):
             raise self.trouble("was made by a newer scripto")
-        if version == 0 and self.run("SELECT 1 FROM sqlite_master").fetchone():
-            raise self.trouble("belongs to another program")
+        return version
+
+    def migrate(self):
+        version = self.version()
         for statement in sum(MIGRATIONS[version:], ()):
             self.run(statement)
         if version == 0:
@@ -1240,7 +1277,7 @@ class Store:
         self.run("PRAGMA user_version = %d" % len(MIGRATIONS))
 
     def wait(self, email, limits, now):
-        """Seconds until the email is within all limits again; 0 if it is now."""
+        """Seconds until the email is within all limits."""
         sql = ("SELECT at FROM events WHERE email = ? AND kind = ? AND at > ?"
                " ORDER BY at DESC LIMIT 1 OFFSET ?")
         waits = [0]
@@ -1254,25 +1291,23 @@ class Store:
         return self.run(sql, email, kind, now).lastrowid
 
     def reserve(self, email, now):
-        """Counts a code request, before its mail goes: (seconds to wait, event)."""
+        """Counts a code request before its mail goes: (seconds to wait, event)."""
         self.run("DELETE FROM events WHERE at <= ?", now - DAY)
         self.run("DELETE FROM codes WHERE expires_at <= ?", now)
         wait = self.wait(email, REQUEST_LIMITS, now)
         return wait, None if wait else self.add_event(email, "request", now)
 
     def release(self, event):
-        """Takes back a request whose mail was not taken."""
         self.run("DELETE FROM events WHERE id = ?", event)
 
     def put_code(self, email, digest, now):
-        """A new code comes with new attempts; those counted for the email stay."""
+        """New attempts for the code; those counted for the email stay."""
         sql = "INSERT OR REPLACE INTO codes VALUES (?, ?, ?, ?)"
         self.run(sql, email, digest, now + CODE_SECONDS, CODE_ATTEMPTS)
 
     def redeem(self, email, digest, key, now):
-        """Checks a code, spends it, makes the user and stores the key (id, hash, name, start),
-        all or nothing. Returns (seconds to wait, user id); without an id the code was wrong,
-        which counts for the email even where no code is live."""
+        """Spends a code on a key (id, hash, name, start), all or nothing: (seconds to wait, user
+        id). Without an id the code was wrong, which counts even where no code is live."""
         import hmac  # lazy
 
         wait = self.wait(email, WRONG_LIMITS, now)
@@ -1293,7 +1328,7 @@ class Store:
         return 0, user_id
 
     def user_of(self, digest, now):
-        """(id, email, name) of a key's user, or None. Its use is noted once a minute."""
+        """(id, email, name) by a key's hash, or None. Its use is noted once a minute."""
         rows = self.read(
             "SELECT users.id, email, users.name, keys.id, coalesce(last_used_at, 0)"
             " FROM keys JOIN users ON users.id = user_id WHERE hash = ?", digest)
@@ -1311,15 +1346,14 @@ class Store:
 
 
 # ---- Routes -------------------------------------------------------------------
-# What the backend answers. A route takes the backend and a request (method, path, headers, body,
-# address) and returns (status, object or bytes, headers), or raises ScriptoError. It knows
-# neither sockets nor SQL.
+# What the backend answers. A route takes the backend and a request and returns (status, object or
+# bytes, headers), or raises ScriptoError. It knows neither sockets nor SQL.
 
 BEARER = ("WWW-Authenticate", "Bearer")
 
 
 class Backend:
-    """What routes share: store, delivery, its own URL, and who has asked how often."""
+    """What routes share."""
 
     def __init__(self, ctx, store, deliver, sender, rate_limit):
         import threading  # lazy
@@ -1333,14 +1367,14 @@ class Backend:
         say(self.ctx, "%s %s" % (timestamp(self.ctx.now()), text))
 
     def digest(self, email, code):
-        """What is stored of a code. Keyed, since a plain hash of six digits hides nothing."""
+        """Keyed, since a plain hash of six digits hides nothing."""
         import hmac  # lazy
 
         return hmac.new(self.secret, ("%s\0%s" % (email, code)).encode(), "sha256").digest()
 
     def admit(self, request, next_action):
-        """The object in the body of a public route. Raises resource-exhausted if its address
-        asks too often, by a sliding minute."""
+        """The body of a public route. Raises resource-exhausted if its address asks too often in
+        a sliding minute."""
         now, limit, address = time.monotonic(), self.rate_limit, request.address
         with self.guard:
             if len(self.recent) > 9999:  # forget those that have been quiet
@@ -1368,7 +1402,7 @@ def success(data):
 
 
 def route_login_request(backend, request):
-    """The mail goes before the code is stored and before the answer: a failure leaves nothing."""
+    """The mail goes before the code is stored: a failure leaves nothing behind."""
     import secrets  # lazy
 
     fields = backend.admit(request, NEXT_EMAIL + "auth login-request")
@@ -1409,7 +1443,7 @@ def route_login_complete(backend, request):
 
 
 def user_of(backend, request):
-    """(id, email, name) of who sent the bearer key (RFC 6750). Raises unauthenticated."""
+    """(id, email, name) of the bearer (RFC 6750). Raises unauthenticated."""
     import hashlib  # lazy
 
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
@@ -1421,8 +1455,7 @@ def user_of(backend, request):
 
 
 def route_me(backend, request):
-    """Two odd shapes, both the product's. The headers are for a web server that asks on
-    behalf of a page."""
+    """Two odd shapes, the product's. The headers are for web servers that guard a page."""
     try:
         user_id, email, name = user_of(backend, request)
     except ScriptoError:
@@ -1502,13 +1535,13 @@ ROUTES = {  # path: {method: route}
 
 
 def pattern_of(path):
-    """The path's entry in ROUTES, or None. It is what logs name: who knows what a path holds."""
+    """The entry in ROUTES, or None. Logs name this: who knows what a path holds."""
     path = re.sub(r"^/api/keys/[^/]+$", "/api/keys/<id>", path)
     return path if path in ROUTES else None
 
 
 def respond_to(backend, request):
-    """Finds the route and runs it. HEAD is a GET whose body is not sent (RFC 9110, 9.3.2)."""
+    """HEAD is a GET whose body is not sent (RFC 9110, 9.3.2)."""
     routes = ROUTES.get(pattern_of(request.path), {})
     if not routes and request.path != "*":
         raise ScriptoError("not-found", "There is nothing here.", "see GET /llms.txt")
@@ -1530,15 +1563,13 @@ def error_answer(error, *headers):
 
 
 # ---- Server -------------------------------------------------------------------
-# Sockets, threads and time-outs around the routes. Two halves of classes whose other halves
-# are the standard library's; make_server() joins them, where those are imported.
+# Sockets, threads and time-outs. Two halves of classes whose other halves are the standard
+# library's; make_server() joins them, where those are imported.
 
 
 class Connections:
-    """Half of the server: which connections are open, and for how long they may be.
-
-    Each has a thread. `opened` holds them all, with the time at which they are cut off if
-    their request has not come by then; None while it is being worked on."""
+    """Half of the server. Each connection has a thread; `opened` holds the time at which it is
+    cut off, if its request has not come by then; None while that is being worked on."""
 
     daemon_threads = True
     allow_reuse_address = os.name == "posix"  # on Windows it would share the port
@@ -1566,15 +1597,14 @@ class Connections:
         super().process_request(connection, address)
 
     def expect(self, connection, seconds):
-        """What comes next has to be here within so many seconds; None: all of it is here."""
+        """What comes next has so many seconds; None: all of it is here."""
         with self.guard:
             if connection in self.opened:
                 self.opened[connection] = seconds and time.monotonic() + seconds
 
     def cut(self, most, deadline=float("inf")):
-        """Ends the connections that have until the deadline, the most urgent first, under
-        their threads, which find them closed. By the plain socket's shutdown(): TLS would want
-        to talk about it first."""
+        """Ends those that have until the deadline, the most urgent first; their threads find
+        them closed. By the plain socket's shutdown(): TLS would want to talk about it."""
         import socket  # lazy
 
         with self.guard:
@@ -1588,7 +1618,7 @@ class Connections:
                     pass  # gone already
 
     def service_actions(self):
-        """Called twice a second: cuts off who is late, however busily it dribbles."""
+        """Called twice a second: cuts off who is late, silent or dribbling."""
         self.cut(CONNECTIONS, time.monotonic())
 
     def shutdown_request(self, connection):
@@ -1602,7 +1632,7 @@ class Connections:
             self.backend.log("fault in a connection: " + kind.__name__)
 
     def finish(self):
-        """Takes no more, lets requests in hand end, and lets go of the rest."""
+        """Lets requests in hand end."""
         self.stopping = True
         self.shutdown()
         self.server_close()
@@ -1613,7 +1643,7 @@ class Connections:
 
 
 class RequestHandler:
-    """Half of the handler: the requests of one connection, read, answered and logged."""
+    """Half of the handler of a connection's requests."""
 
     protocol_version = "HTTP/1.1"
     default_request_version = "HTTP/1.0"  # by 0.9 an error would go out without its status
@@ -1630,40 +1660,53 @@ class RequestHandler:
     def parse_request(self):
         self.started = time.monotonic()
         self.server.expect(self.connection, READ_SECONDS)
-        return super().parse_request()
+        self.odd, self.lines, self.rfile = False, self.rfile, self
+        try:
+            return super().parse_request()
+        finally:
+            self.rfile = self.lines
+
+    def readline(self, limit):
+        """A line of the header. The standard library would take a bare carriage return for the
+        end of one, which a proxy in front may see differently (request smuggling)."""
+        line = self.lines.readline(limit)
+        self.odd = self.odd or b"\r" in line.replace(b"\r\n", b"")
+        return line
 
     def dispatch(self):
-        """The backend's one edge: whatever is raised below becomes an answer here."""
+        """The backend's one edge: what is raised below becomes an answer."""
         try:
-            reply = respond_to(self.server.backend, self.read_request())
+            request = self.read_request()
+            reply = respond_to(self.server.backend, request) if request else None
         except ScriptoError as error:
             reply = error_answer(error)
-        except OSError:  # the client fell silent or went away
-            self.close_connection = True
-            return
         except Exception as error:
             self.server.backend.log("fault: " + bug(error))
             reply = error_answer(ScriptoError("internal", "The backend failed.", NEXT_RETRY))
-        self.respond(*reply)
+        if reply:
+            self.respond(*reply)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = dispatch
 
     def read_request(self):
-        """Reads the body. Raises for one that is too large or whose length is not plain; the
-        connection then ends, as it is anyone's guess where the next request would start."""
+        """None if the client fell silent or went away. After a body that is refused the
+        connection ends: it is anyone's guess where the next request would start."""
         import types  # lazy
 
         keep, self.close_connection = not self.close_connection, True
         lengths = self.headers.get_all("Content-Length", ["0"])
         if "Transfer-Encoding" in self.headers:
             raise refused("A body has to come with its length, not in chunks.", None, 501)
-        if self.headers.defects or len(lengths) > 1 or not re.match("[0-9]{1,9}$", lengths[0]):
+        if self.odd or self.headers.defects or len(lengths) > 1 or not re.match("[0-9]{1,9}$", lengths[0]):
             raise refused("The header is malformed.")
         if int(lengths[0]) > BODY_BYTES:
             raise refused("The body is larger than %d bytes." % BODY_BYTES, None, 413)
-        body = self.rfile.read(int(lengths[0]))
+        try:
+            body = self.rfile.read(int(lengths[0]))
+        except OSError:
+            return None
         if len(body) < int(lengths[0]):
-            raise ConnectionError("the body broke off")
+            return None
         self.server.expect(self.connection, None)
         self.close_connection = self.server.stopping or not keep
         self.path = re.sub("(?i)^https?://[^/?]*", "", self.path)  # RFC 9112, 3.2.2
@@ -1671,14 +1714,14 @@ class RequestHandler:
                                      headers=self.headers, body=body, address=self.address())
 
     def address(self):
-        """The client's, as the nearest proxy saw it if there is said to be one."""
+        """As the nearest proxy saw it, if there is said to be one."""
         hops = self.headers.get_all("X-Forwarded-For", []) if self.server.behind_proxy else []
         last = ",".join(hops).rpartition(",")[2].strip()
         return last if re.match("[0-9A-Fa-f.:]{2,45}$", last) else self.client_address[0]
 
     def respond(self, status, body, headers):
-        """Sends an answer. A connection that is to end is read on for a moment: to close on
-        unread bytes resets it, and the answer is lost (RFC 9112, 9.6)."""
+        """A connection that is to end is read on for a moment: to close on unread bytes resets
+        it, and the answer is lost (RFC 9112, 9.6)."""
         import json  # lazy
         import socket
 
@@ -1701,13 +1744,13 @@ class RequestHandler:
                     break
 
     def send_error(self, code, message=None, explain=None):
-        """What the standard library refuses by itself: a malformed line, a header flood."""
+        """What the standard library refuses: a malformed line, a header flood."""
         self.close_connection = True
-        error = refused("The request is not valid HTTP.", "see GET /llms.txt", int(code))
+        code = 400 if int(code) == 505 else int(code)  # not the server's fault
+        error = refused("The request is not valid HTTP/1.1.", "see GET /llms.txt", code)
         self.respond(*error_answer(error))
 
     def log_request(self, code="-", size="-"):
-        """One line a request, without its query, header or body; of the path what it matched."""
         path = pattern_of(self.path.partition("?")[0]) or "-"
         method = self.command if re.match("[A-Z]{3,7}$", self.command or "") else "-"
         spent = (time.monotonic() - self.started) * 1000
@@ -1715,11 +1758,10 @@ class RequestHandler:
         self.server.backend.log("%s %s %s %d %.0fms" % line)
 
     def log_error(self, *_):
-        """The standard library would say again what log_request() has said."""
+        """log_request() has said it."""
 
 
 def make_server(host, port):
-    """Binds and returns the server. Raises failed-precondition where that cannot be."""
     import http.server  # lazy
     import socket
     import socketserver
@@ -1742,7 +1784,6 @@ def make_server(host, port):
 
 
 def tls_context(args):
-    """The server's side of TLS, None if it is not asked for."""
     if not args.tls_cert and not args.tls_key:
         return None
     import ssl  # lazy, and some Pythons lack it
@@ -1757,7 +1798,6 @@ def tls_context(args):
 
 
 def open_store(ctx, path):
-    """The database at --db, else in the data folder."""
     if path is None:
         home = xdg_folder(ctx, "XDG_DATA_HOME", os.path.join(".local", "share"), "pass --db FILE")
         path = os.path.join(home, "scripto", "scripto.db")
@@ -1770,13 +1810,14 @@ def open_store(ctx, path):
 
 
 def cmd_serve(ctx, args):
-    """Says where it listens, serves until SIGINT or SIGTERM, and has nothing to add."""
+    """Serves until SIGINT or SIGTERM; shows its Reply itself, before."""
     host, port = args.host or "127.0.0.1", check_number(args.port or "8787", "--port", 65535)
     rate_limit = check_number(args.rate_limit or "60", "--rate-limit", 10**9)
     deliver = delivery_for(ctx, args.mail or "console", host)
     public_url = args.public_url and check_base_url(ctx, args.public_url, "--public-url")
-    domain = origin_of(public_url)[1] if public_url else "localhost"
-    sender = check_email(args.mail_from or "scripto@" + domain, "serve --mail-from")
+    sender = "scripto@" + origin_of(public_url or "http://localhost")[1]
+    sender = args.mail_from or (sender if is_email(sender) else "scripto@localhost")
+    check_email(sender, "serve --mail-from")
     tls = tls_context(args)
     os.umask(0o077)  # what is made from here on holds codes and hashes: nobody else's business
     store = open_store(ctx, args.db)
@@ -1787,6 +1828,7 @@ def cmd_serve(ctx, args):
     backend.public_url = public_url or url
     reply = Reply({"url": url, "publicUrl": backend.public_url}, ["listening on " + url])
     serve_until_told(ctx, server, reply)
+    store.db.close()
 
 
 def serve_until_told(ctx, server, reply):
@@ -1804,166 +1846,154 @@ def serve_until_told(ctx, server, reply):
 
 
 def cmd_demo(ctx, args):
-    """The sign-in as a user does it: real processes, real HTTP, real mail, in a folder that is
-    gone afterwards. Raises internal unless every step worked."""
-    import subprocess  # lazy
+    """Real processes, real HTTP, real mail. Raises internal unless every step worked."""
+    import sqlite3  # noqa: F401  lazy; who lacks it hears so here
+    import subprocess
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="scripto-demo-") as folder:
         env = {k: v for k, v in ctx.env.items() if not k.startswith(("SCRIPTO_", "XDG_"))}
         env.update(HOME=folder, PYTHONIOENCODING="utf-8")
-        mail = os.path.join(folder, "mail")
-        serve = [sys.executable, os.path.abspath(__file__), "serve", "--port", "0"]
-        server = subprocess.Popen(serve + ["--mail", "maildir:" + mail], env=env,
-                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        program, mail = [sys.executable, os.path.abspath(__file__)], os.path.join(folder, "mail")
+        serve = program + ["serve", "--port", "0", "--mail", "maildir:" + mail]
+        server = subprocess.Popen(serve, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         try:
-            first = server.stdout.readline().decode()
-            env["SCRIPTO_API_BASE_URL"] = first.rpartition(" ")[2].strip()
-            steps = demo_steps(env, mail)
+            first = server.stdout.readline().decode().strip()
+            if not first.startswith("listening on "):
+                raise ScriptoError("internal", "The demo's backend does not start.", NEXT_DOCTOR)
+            env["SCRIPTO_API_BASE_URL"] = first.rpartition(" ")[2]
+            steps = demo_steps(program, env, os.path.join(mail, "new"))
         finally:
             server.terminate()
             server.communicate()
-    lines = ["A backend of its own, in a folder that is gone by now, " + first.strip()]
-    for command, output in steps:
-        lines += ["", command] + output.splitlines()
-    data = {"ok": True, "steps": [{"command": step[0], "output": step[1]} for step in steps]}
-    return Reply(data, lines + ["", "✓ All of it works on this machine"])
+    lines = ["A backend of its own, in a folder that is gone by now, " + first]
+    for step in steps:
+        lines += ["", step["command"]] + step["output"].splitlines()
+    return Reply({"ok": True, "steps": steps}, lines + ["", "✓ All of it works on this machine"])
 
 
-def demo_steps(env, mail):
-    """Runs the two commands and whoami, and reads the mail in between: [(command, output)]."""
-    sign_in = ["--email", "you@example.com"]
-    asked = demo_step(env, ["auth", "login-request"] + sign_in)
-    folder = os.path.join(mail, "new")
-    with open(os.path.join(folder, os.listdir(folder)[0]), encoding="utf-8") as file:
-        text = file.read()
-    code = re.search(r"^Subject: (\d{6}) ", text, re.M).group(1)
-    done = demo_step(env, ["auth", "login-complete"] + sign_in + ["--code", code])
-    return [asked, ("The mail that came:", text), done, demo_step(env, ["whoami"])]
-
-
-def demo_step(env, words):
+def demo_steps(program, env, mail):
+    """The two commands and whoami, as [{"command", "output"}], with the mail in between."""
     import subprocess  # lazy
 
-    process = subprocess.Popen([sys.executable, os.path.abspath(__file__)] + words, env=env,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    output, errors = (text.decode("utf-8", "replace") for text in process.communicate())
-    command = "scripto " + " ".join(words)
-    if process.returncode or "you@example.com" not in output:
-        text = "The demo failed at '%s': %s" % (command, " ".join((errors or output).split()))
-        raise ScriptoError("internal", text, NEXT_DOCTOR)
-    return "$ " + command, output
+    steps, code = [], ""
+    for words in ("auth login-request --email you@example.com",
+                  "auth login-complete --email you@example.com --code ", "whoami"):
+        words += code if words.endswith(" ") else ""
+        process = subprocess.Popen(program + words.split(), env=env, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT)
+        output = process.communicate()[0].decode("utf-8", "replace")
+        if process.returncode or "you@example.com" not in output:
+            text = "The demo failed at 'scripto %s': %s" % (words, " ".join(output.split()))
+            raise ScriptoError("internal", text, NEXT_DOCTOR)
+        steps.append({"command": "$ scripto " + words, "output": output})
+        if not code:
+            with open(os.path.join(mail, os.listdir(mail)[0]), encoding="utf-8") as file:
+                steps.append({"command": "The mail that came:", "output": file.read()})
+            code = re.search(r"Subject: (\d{6}) ", steps[-1]["output"]).group(1)
+    return steps
 
 
 # ---- Doctor -------------------------------------------------------------------
-# What works here and what does not, by looking only: nothing is changed. A check yields rows
-# (name, "ok" | "warning" | "error", what was found, what to do about it).
+# What works on this machine and what does not, by looking only: nothing is changed.
 
 MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
 
 
-def check_python():
-    yield "python", "ok", "%s at %s" % (sys.version.split()[0], sys.executable), None
+class Findings(list):
+    def add(self, name, text, hint=None, bad="error"):
+        """With a hint it is a finding as bad as that; without, all is well."""
+        status = bad if hint else "ok"
+        self.append({"name": name, "status": status, "message": text, "nextAction": hint})
+
+    def add_error(self, name, error):
+        error = lacking(error) if isinstance(error, ImportError) else error
+        self.add(name, error.message, error.next_action or NEXT_DOCTOR)
+
+
+def examine_machine(ctx, found):
+    found.add("python", "%s at %s" % (sys.version.split()[0], sys.executable))
     try:
         import sqlite3  # lazy
 
-        yield "sqlite", "ok", sqlite3.sqlite_version, None
+        found.add("sqlite", sqlite3.sqlite_version)
     except ImportError as error:
-        yield "sqlite", "warning", "missing: serve cannot run", lacking(error).next_action
-
-
-def check_file(ctx):
+        found.add("sqlite", "missing: serve cannot run", lacking(error).next_action, "warning")
     try:
         file = ProfileFile(ctx)
-        count = len(file.read()["profiles"])
-    except ScriptoError as error:
-        yield "profiles", "error", error.message, error.next_action
-        return
-    yield "profiles", "ok", "%s: %d" % (file.shown, count), None
-    if os.name == "posix" and os.path.exists(file.path) and os.stat(file.path).st_mode & 0o077:
-        yield "mode", "warning", "others can read that file", "chmod 600 " + shell_word(file.path)
+        found.add("profiles", "%s: %d" % (file.shown, len(file.read()["profiles"])))
+        try:
+            file.missing_folders()
+        except OSError as error:
+            found.add("folder", reason_of(error), "set XDG_CONFIG_HOME to a folder of your own")
+        mode = os.stat(file.path).st_mode if os.path.exists(file.path) else 0
+        if mode & 0o077 and os.name == "posix":
+            hint = "chmod 600 " + shell_word(file.path)
+            found.add("mode", "others can read the profile file", hint, "warning")
+    except (ScriptoError, ImportError) as error:
+        found.add_error("profiles", error)
 
 
-def check_tls(base_url):
-    """TLS matters to a backend that is reached by https."""
+def examine_tls(found, base_url):
     bad = "error" if base_url.startswith("https") else "warning"
     try:
         import ssl  # lazy
     except ImportError as error:
-        yield "tls", bad, "missing: no https", lacking(error).next_action
-        return
+        return found.add("tls", "missing: no https", lacking(error).next_action, bad)
     folder = ssl.get_default_verify_paths().capath
     known = ssl.create_default_context().cert_store_stats()["x509_ca"]
     if known or (folder and os.listdir(folder)):
-        yield "tls", "ok", ssl.OPENSSL_VERSION, None
-    else:
-        hint = "install ca-certificates, or set SSL_CERT_FILE to a file of certificates"
-        yield "tls", bad, "no certificate authority is known here", hint
+        return found.add("tls", ssl.OPENSSL_VERSION)
+    hint = "install ca-certificates, or set SSL_CERT_FILE to a file of certificates"
+    found.add("tls", "no certificate authority is known here", hint, bad)
 
 
-def check_backend(ctx, target):
-    """The way there, whether it answers, takes the key, and agrees on the time."""
-    import urllib.request as library  # lazy
-    from email.utils import mktime_tz, parsedate_tz
+def examine_backend(ctx, found, target):
+    from email.utils import mktime_tz, parsedate_tz  # lazy
 
-    scheme, host, _ = origin_of(target.base_url)
-    proxy = library.getproxies_environment().get(scheme)
-    if is_loopback(host) or library.proxy_bypass_environment(host):
-        proxy = None
-    yield "proxy", "ok", re.sub("//[^/@]*@", "//", proxy or "none") + " for " + host, None
+    proxy = re.sub(r"^(\w+://)?.*@", r"\1", proxy_for(target.base_url) or "none")
+    found.add("proxy", "%s for %s" % (proxy, origin_of(target.base_url)[1]))
+    status, headers, body = send(ctx, "GET", target.base_url + "/api/auth/me", None, target.key)
+    known = status in (200, 401) and parse_json(body)
+    hint = NEXT_RETRY if status == 429 or status >= 500 else NEXT_BACKEND
+    found.add("backend", "%s answers HTTP %d" % (target.base_url, status), None if known else hint)
+    if target.key and known:
+        text, hint = ("accepted", None) if status == 200 else ("refused", NEXT_SIGN_IN)
+        found.add("key", text, hint)
     try:
-        status, headers, body = send(ctx, "GET", target.base_url + "/api/auth/me", None, target.key)
-    except ScriptoError as error:
-        yield "backend", "error", error.message, error.next_action
+        off = ctx.now() - mktime_tz(parsedate_tz(headers.get("Date", "")))
+    except (TypeError, ValueError, OverflowError):  # no date, or none that can be
         return
-    yield "backend", "ok", target.base_url + " answers", None
-    if target.key and status == 200 and parse_json(body):
-        yield "key", "ok", "accepted", None
-    elif target.key:
-        yield "key", "error", "not accepted: HTTP %d" % status, NEXT_SIGN_IN
-    date = parsedate_tz(headers.get("Date", ""))
-    off = ctx.now() - mktime_tz(date) if date else 0
-    verdict = ("ok", "%+.0f seconds against the backend's" % off, None)
-    if abs(off) > 60:
-        verdict = ("warning", verdict[1], "set this machine's clock: codes live five minutes")
-    yield ("clock",) + verdict
-
-
-def check_access(ctx, args):
-    """Which key and base URL are in force, and why; without a key, where one would be got."""
-    target, rows = None, []
-    try:
-        target = resolve(ctx, args)
-        text = "key from %s, base URL %s from %s"
-        text %= (target.key_source, target.base_url, target.url_source)
-        rows.append(("access", "ok", text, None))
-    except ScriptoError as error:
-        rows.append(("access", "error", error.message, error.next_action))
-        try:
-            target = resolve(ctx, args, with_key=False)
-        except ScriptoError:
-            return rows
-    try:
-        rows += check_tls(target.base_url)
-        rows += check_backend(ctx, target)
-    except ImportError as error:
-        rows.append(("backend", "error", lacking(error).message, lacking(error).next_action))
-    return rows
+    hint = "set this machine's clock: codes live five minutes" if abs(off) > 60 else None
+    found.add("clock", "%+.0f seconds against the backend's" % off, hint, "warning")
 
 
 def cmd_doctor(ctx, args):
-    rows = list(check_python()) + list(check_file(ctx)) + check_access(ctx, args)
+    found, target = Findings(), None
+    examine_machine(ctx, found)
+    try:
+        target = resolve(ctx, args)
+        text = "key from %s, base URL %s from %s"
+        found.add("access", text % (target.key_source, target.base_url, target.url_source))
+    except (ScriptoError, ImportError) as error:
+        found.add_error("access", error)
+    try:
+        target = target or resolve(ctx, args, with_key=False)
+        examine_tls(found, target.base_url)
+        examine_backend(ctx, found, target)
+    except (ScriptoError, ImportError) as error:
+        if target:
+            found.add_error("backend", error)
     lines = []
-    for name, status, text, hint in rows:
-        lines.append("%s %-9s %s" % (MARKS[status], name, text))
-        lines += ["  next: " + hint] if hint else []
-    keys, ok = ("name", "status", "message", "nextAction"), all(row[1] != "error" for row in rows)
-    data = {"ok": ok, "checks": [dict(zip(keys, row)) for row in rows]}
-    return Reply(data, lines, 0 if ok else 1)
+    for row in found:
+        lines.append("%s %-9s %s" % (MARKS[row["status"]], row["name"], row["message"]))
+        lines += ["  next: " + row["nextAction"]] if row["nextAction"] else []
+    ok = all(row["status"] != "error" for row in found)
+    return Reply({"ok": ok, "checks": found}, lines, 0 if ok else 1)
 
 
 # ---- Command line -------------------------------------------------------------
-# One table of commands, from which parser and help are made; the way in and the way out.
+# One table of commands, from which parser and help are made; the way in and out.
 
 OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "name": ("NAME", "a profile"),
@@ -2046,7 +2076,6 @@ def parser_for(name):
 
 
 def overview(prefix=""):
-    """The help of the whole program, or of a group of commands, as a Reply."""
     names = [name for name in COMMANDS if name.startswith(prefix)]
     lines = ["Usage: scripto %s<command> [flags]" % prefix, ""]
     lines += ["  %-20s %s" % (name, COMMANDS[name][1]) for name in names]
@@ -2056,7 +2085,6 @@ def overview(prefix=""):
 
 
 def nearest(word, known):
-    """The known word most like the one that was typed, or None."""
     try:
         import difflib  # lazy
     except ImportError:  # in a minimal Python: then without a suggestion
@@ -2065,23 +2093,26 @@ def nearest(word, known):
 
 
 def find_command(words):
-    """(name, further words). Raises invalid-argument, with the nearest name as the hint."""
+    """(name, further words)."""
     for size in (2, 1):
         name = " ".join(words[:size])
         if name in COMMANDS:
             return name, words[size:]
-    hint = "see the commands with: scripto --help"
-    if not words:
+    size = 2 if words[:1] in (["auth"], ["config"]) else 1
+    typed = readable(" ".join(words[:size]))
+    if not words or typed in ("auth", "config"):
+        hint = "see the commands with: scripto %s--help" % (typed and typed + " ")
         raise refused("No command is given.", hint)
-    typed = readable(" ".join(words[:2] if words[0] in ("auth", "config") else words[:1]))
     alike = [name for name in COMMANDS if name.split()[-1] == typed]
     known = alike[0] if alike else nearest(typed, list(COMMANDS) + ["--help", "--version"])
-    what = "flag" if typed.startswith("-") else "command"
-    raise refused("Unknown %s '%s'." % (what, typed), "did you mean: scripto " + known if known else hint)
+    what, hint = "command", "see the commands with: scripto --help"
+    if typed.startswith("-"):
+        what, hint = "flag", "put flags behind the command: scripto <command> " + typed
+    hint = "did you mean: scripto " + known if known else hint
+    raise refused("Unknown %s '%s'." % (what, typed), hint)
 
 
 def parse(name, words):
-    """(parser, parsed arguments) of a command."""
     parser = parser_for(name)
     args, extra = parser.parse_known_args(words)
     if extra and not args.help:
@@ -2095,13 +2126,12 @@ def parse(name, words):
 
 
 def run(ctx, words):
-    """Finds the command, runs it, and returns its Reply; None if it has shown it itself."""
     words = [word for word in words if word != "--json"]
-    if words[:1] == ["--version"]:
+    if "--version" in words:
         return Reply({"version": __version__}, ["scripto " + __version__])
     if words[:1] in (["--help"], ["-h"], ["help"]):
         return overview()
-    if words[0:1] in (["auth"], ["config"]) and words[1:] in (["--help"], ["-h"]):
+    if words[:1] in (["auth"], ["config"]) and words[1:] in (["--help"], ["-h"]):
         return overview(words[0] + " ")
     name, rest = find_command(words)
     parser, args = parse(name, rest)
@@ -2112,8 +2142,7 @@ def run(ctx, words):
 
 
 def main(argv=None):
-    """Runs one command; returns the exit status. The command line's one edge: whatever is
-    raised below becomes output here."""
+    """Returns the exit status. The one edge: what is raised below becomes output here."""
     words = sys.argv[1:] if argv is None else argv
     ctx = Context(os.environ, sys.stdin, sys.stdout, sys.stderr, "--json" in words)
     try:
@@ -2126,6 +2155,8 @@ def main(argv=None):
     except ImportError as error:
         return show_error(ctx, lacking(error))
     except KeyboardInterrupt:
+        if is_terminal(ctx.stderr):
+            say(ctx, "")  # what was typed stands on the line
         return show_error(ctx, ScriptoError("cancelled", "Interrupted.", "run it again"))
     except Exception as error:
         text = "A bug in scripto: %s." % bug(error)
