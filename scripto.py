@@ -1233,7 +1233,9 @@ class Store:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o600))
             self.db = sqlite3.connect(
                 path, timeout=10, isolation_level=None, check_same_thread=False)
-            self.version()  # before the first change: it may not be ours
+            with self.db:  # one view of it, and before the first change: it may not be ours
+                self.run("BEGIN")
+                self.version()
             os.chmod(path, 0o600)
             self.run("PRAGMA journal_mode = WAL")
             self.run("PRAGMA synchronous = FULL")
@@ -1817,7 +1819,8 @@ def cmd_serve(ctx, args):
     public_url = args.public_url and check_base_url(ctx, args.public_url, "--public-url")
     sender = "scripto@" + origin_of(public_url or "http://localhost")[1]
     sender = args.mail_from or (sender if is_email(sender) else "scripto@localhost")
-    check_email(sender, "serve --mail-from")
+    if not is_email(sender):
+        raise refused("'%s' is no sender." % readable(sender), "pass --mail-from name@domain")
     tls = tls_context(args)
     os.umask(0o077)  # what is made from here on holds codes and hashes: nobody else's business
     store = open_store(ctx, args.db)
