@@ -298,7 +298,7 @@ def is_email(text):
     """The contract's rule, less what makes mail read one address as another (RFC 5322: comments,
     groups, quotes; RFC 2047: encoded words): whose code would it be?"""
     local, _, domain = text.partition("@")
-    plain = text.isprintable() and not set(text) & set('\ufffd <>()[],;:\\"') and "=?" not in text
+    plain = text.isprintable() and not re.search(r'[\ufffd <>()\[\],;:\\"]|=\?.*\?=', text)
     whole = bool(local) and all(domain.split(".")) and "@" not in domain
     return whole and plain and len(text) <= EMAIL_LENGTH
 
