@@ -1,0 +1,1501 @@
+"""The embedded backend, as one that is trusted with real accounts: attacked, killed, and asked
+for everything that it promises."""
+import base64
+import calendar
+import concurrent.futures
+import contextlib
+import email
+import email.policy
+import email.utils
+import hashlib
+import http.client
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import ssl
+import struct
+import subprocess
+import threading
+import time
+
+import pytest
+from conftest import (
+    EDGES,
+    PROGRAM,
+    PYTHONS,
+    Backend,
+    Scripto,
+    python_id,
+    wait_until,
+    wrong_code,
+)
+
+REQUEST, COMPLETE, ME = "/api/cli/login-request", "/api/cli/login-complete", "/api/auth/me"
+YOU = "you@example.com"
+QUARTER, DAY = 15 * 60, 24 * 3600
+WRONG, LOCKED = (400, "invalid-argument"), (429, "resource-exhausted")
+
+
+class Reply:
+    """An answer: status, headers, and the body as an object or as bytes."""
+
+    def __init__(self, status, headers, value):
+        self.status, self.headers, self.value = status, headers, value
+
+    @property
+    def error(self):
+        """(status, code); the envelope has to be whole."""
+        assert self.value["success"] is False and self.value["error"]["message"]
+        return self.status, self.value["error"]["code"]
+
+    @property
+    def wait(self):
+        return int(self.headers["Retry-After"])
+
+
+def get(backend, path, key=None, method="GET", headers=None):
+    return Reply(*backend.request(method, path, key=key, headers=headers))
+
+
+def ask(backend, address=YOU, headers=None):
+    """A code request."""
+    return Reply(*backend.request("POST", REQUEST, {"email": address}, headers=headers))
+
+
+def enter(backend, code, address=YOU, **more):
+    """An attempt to sign in."""
+    return Reply(*backend.request("POST", COMPLETE, dict(more, email=address, otp=code)))
+
+
+def code_after_asking(backend, address=YOU):
+    assert ask(backend, address).status == 200
+    return backend.code_for(address)
+
+
+def is_accepted(backend, key):
+    return get(backend, ME, key).status == 200
+
+
+def keys_of(backend, key):
+    reply = get(backend, "/api/keys", key)
+    assert (reply.status, reply.value["success"]) == (200, True)
+    return reply.value["data"]["keys"]
+
+
+def guess_wrong(backend, times, code="000000", address=YOU):
+    """Wrong guesses; returns their replies."""
+    return [enter(backend, wrong_code(code), address) for _ in range(times)]
+
+
+def age(backend, seconds):
+    """Lets time pass for the database: every point in time in it becomes earlier."""
+    with contextlib.closing(sqlite3.connect(str(backend.db), 10)) as db, db:
+        tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        for (table,) in tables:
+            for _, column, kind, *_ in db.execute("PRAGMA table_info(%s)" % table).fetchall():
+                if kind == "REAL":
+                    change = "UPDATE {0} SET {1} = {1} - ?".format(table, column)
+                    db.execute(change, (seconds,))
+
+
+def at_once(*works):
+    """Calls all of them in the same moment, each in a thread; returns what they returned."""
+    barrier = threading.Barrier(len(works))
+
+    def start(work):
+        barrier.wait(30)
+        return work()
+
+    with concurrent.futures.ThreadPoolExecutor(len(works)) as pool:
+        return list(pool.map(start, works))
+
+
+def stored_bytes(backend):
+    """All that the database is, its side files with it."""
+    return b"".join(path.read_bytes() for path in backend.folder.glob("scripto.db*"))
+
+
+def connect(backend, data=b"", timeout=30):
+    connection = socket.create_connection(("127.0.0.1", int(backend.port)), timeout)
+    if data:
+        connection.sendall(data)
+    return connection
+
+
+def read_all(connection):
+    """What comes until the other side is done, or breaks off."""
+    data = b""
+    with connection:
+        try:
+            for chunk in iter(lambda: connection.recv(65536), b""):
+                data += chunk
+        except ConnectionError:
+            pass
+    return data
+
+
+def raw(backend, data):
+    """Sends bytes and hangs up the sending side; returns all that was answered."""
+    connection = connect(backend)
+    try:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # it has had enough already; what it said is there to be read
+    return read_all(connection)
+
+
+def statuses(data):
+    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", data)]
+
+
+def answers_at_once(backend):
+    """The next good request is answered, and soon."""
+    start = time.monotonic()
+    return get(backend, "/healthz").status == 200 and time.monotonic() - start < 5
+
+
+def latest_mail(backend):
+    return email.message_from_string(backend.mails()[-1], policy=email.policy.default)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """(certificate, key): PEM files for 127.0.0.1, signed by nobody but themselves."""
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl command to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    paths = str(folder / "cert.pem"), str(folder / "key.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
+         "-out", paths[0], "-keyout", paths[1]],
+        check=True, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    return paths
+
+
+def lasting(tmp_path_factory, python):
+    """A backend for many tests: those that leave nothing behind that another would notice."""
+    folder = tmp_path_factory.mktemp("lasting")
+    backend = Backend(Scripto(python, folder / "home"), folder / "backend")
+    yield backend
+    backend.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Under the newest interpreter."""
+    yield from lasting(tmp_path_factory, PYTHONS[-1])
+
+
+@pytest.fixture(scope="module", params=EDGES, ids=python_id)
+def shared_edge(request, tmp_path_factory):
+    """Under the oldest and the newest interpreter."""
+    yield from lasting(tmp_path_factory, request.param)
+
+
+# ---- Code ---------------------------------------------------------------------
+
+
+def test_codes_are_six_digits_and_cannot_be_foreseen(backend):
+    """A chance of less than one in a million makes this fail by accident."""
+    at_once(*[
+        lambda n=n: [ask(backend, "%d-%d@example.com" % (n, m)) for m in range(50)]
+        for n in range(4)
+    ])  # fmt: skip
+    codes = [re.search(r"^Subject: (\S+)", text, re.M).group(1) for text in backend.mails()]
+    assert len(codes) == 200 and all(re.match(r"[0-9]{6}\Z", code) for code in codes)
+    assert len(set(codes)) > 190
+    assert all(len(set(digits)) == 10 for digits in zip(*codes))  # the first is often a zero
+
+
+def test_a_code_lives_five_minutes(backend):
+    code = code_after_asking(backend)
+    age(backend, 5 * 60 - 30)
+    assert enter(backend, code).status == 200
+
+
+def test_a_code_is_dead_after_five_minutes(backend):
+    code = code_after_asking(backend)
+    age(backend, 5 * 60 + 1)
+    assert enter(backend, code).error == WRONG
+
+
+@pytest.mark.parametrize("wrong, last", [(2, 200), (3, 400)])
+def test_a_code_takes_three_attempts(backend, wrong, last):
+    code = code_after_asking(backend)
+    assert {reply.error for reply in guess_wrong(backend, wrong, code)} == {WRONG}
+    assert enter(backend, code).status == last
+
+
+def test_a_malformed_code_is_no_attempt(backend):
+    code = code_after_asking(backend)
+    for typed in ("", "12345", "1234567", "letter") * 5:
+        assert enter(backend, typed).error == WRONG
+    assert enter(backend, "%s-%s" % (code[:3], code[3:])).status == 200
+
+
+def test_no_user_before_the_code_is_verified(backend):
+    code_after_asking(backend)
+    guess_wrong(backend, 1)
+    with contextlib.closing(sqlite3.connect(str(backend.db))) as db:
+        assert db.execute("SELECT count(*) FROM users").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("copies", [1, 2], ids=["one-server", "two-servers"])
+def test_twelve_clients_with_the_same_right_code_get_one_key(start_backend, edge, copies):
+    backends = [start_backend(python=edge) for _ in range(copies)]
+    code = code_after_asking(backends[0])
+    replies = at_once(*[lambda n=n: enter(backends[n % copies], code) for n in range(12)])
+    (won,) = [reply for reply in replies if reply.status == 200]
+    assert len(keys_of(backends[0], won.value["data"]["apiKey"])) == 1
+    assert {reply.error for reply in replies if reply is not won} == {WRONG}
+
+
+# ---- Limits -------------------------------------------------------------------
+
+
+def guess_on(backend):
+    """Guesses as fast as it can, with as many resends as it is granted; returns how many
+    guesses were heard before the door shut."""
+    heard = 0
+    for _ in range(100):
+        granted = ask(backend).status == 200
+        code = backend.code_for(YOU) if granted else "000000"
+        for reply in guess_wrong(backend, 3, code):
+            assert reply.error in (WRONG, LOCKED)
+            heard += reply.error == WRONG
+            if reply.error == LOCKED:
+                return heard
+    raise AssertionError("the door never shut")
+
+
+def lock(backend):
+    """Uses up an email's wrong guesses; returns a right code with two attempts left in it."""
+    code_after_asking(backend)
+    guess_wrong(backend, 14, backend.code_for(YOU))
+    code = code_after_asking(backend)
+    assert guess_wrong(backend, 1, code)[0].error == WRONG
+    return code
+
+
+def test_a_guesser_gets_fifteen_guesses_in_a_quarter_of_an_hour(backend):
+    assert guess_on(backend) == 15
+
+
+def test_a_guesser_with_many_hands_gets_no_more(start_backend):
+    """On two servers at that, which share one file."""
+    one, two = start_backend(), start_backend()
+    for _ in range(3):
+        ask(one)
+    code = one.code_for(YOU)
+    hands = [lambda b=b: guess_wrong(b, 5, code) for b in (one, two) * 5]
+    heard = [reply.error for replies in at_once(*hands) for reply in replies]
+    assert heard.count(WRONG) == 15 and heard.count(LOCKED) == 35
+
+
+def test_a_patient_guesser_gets_sixty_guesses_in_a_day(backend):
+    heard = 0
+    for _ in range(8):
+        heard += guess_on(backend)
+        age(backend, QUARTER + 1)
+    assert heard == 60
+    refusal = enter(backend, "000000")
+    assert refusal.error == LOCKED and DAY - 9 * QUARTER < refusal.wait < DAY
+    age(backend, DAY)
+    assert enter(backend, code_after_asking(backend)).status == 200
+
+
+def test_the_right_code_is_refused_while_locked(backend):
+    refusal = enter(backend, lock(backend))
+    assert refusal.error == LOCKED and 0 < refusal.wait <= QUARTER
+
+
+def test_the_right_code_is_good_again_when_the_lock_ends(backend):
+    lock(backend)
+    age(backend, QUARTER + 1)
+    assert enter(backend, code_after_asking(backend)).status == 200
+
+
+def test_retry_after_is_the_truth(backend):
+    lock(backend)
+    age(backend, enter(backend, "000000").wait - 30)
+    assert enter(backend, "000000").error == LOCKED
+    age(backend, enter(backend, "000000").wait)
+    assert enter(backend, "000000").error == WRONG
+
+
+def test_while_one_email_is_locked_others_are_untouched(backend):
+    lock(backend)
+    code = code_after_asking(backend, "me@example.com")
+    assert enter(backend, code, "me@example.com").status == 200
+
+
+def test_capitals_buy_no_guesses(backend):
+    spellings = [YOU, "YOU@example.com", "you@EXAMPLE.com"]
+    replies = [enter(backend, "123456", spellings[n % 3]) for n in range(16)]
+    assert [reply.error for reply in replies] == [WRONG] * 15 + [LOCKED]
+
+
+def test_a_good_sign_in_buys_no_guesses(backend):
+    guess_wrong(backend, 14)
+    assert enter(backend, code_after_asking(backend)).status == 200
+    assert [reply.error for reply in guess_wrong(backend, 2)] == [WRONG, LOCKED]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_changes_nothing_for_a_guesser(backend, number):
+    code = lock(backend)
+    backend.restart(number)
+    assert enter(backend, code).error == LOCKED
+
+
+def test_a_live_code_survives_a_restart_with_the_attempts_it_had(backend):
+    code = code_after_asking(backend)
+    guess_wrong(backend, 2, code)
+    backend.restart(signal.SIGKILL)
+    assert enter(backend, wrong_code(code)).error == WRONG
+    assert enter(backend, code).error == WRONG
+
+
+def test_five_codes_in_a_quarter_of_an_hour(backend):
+    replies = [ask(backend) for _ in range(6)]
+    assert [reply.status for reply in replies] == [200] * 5 + [429]
+    assert replies[-1].error == LOCKED and 0 < replies[-1].wait <= QUARTER
+    assert len(backend.mails()) == 5 and ask(backend, "me@example.com").status == 200
+    age(backend, QUARTER + 1)
+    assert ask(backend).status == 200
+
+
+def test_many_hands_get_no_more_than_five_codes(start_backend):
+    one, two = start_backend(), start_backend()
+    replies = at_once(*[lambda b=b: ask(b) for b in (one, two) * 5])
+    assert sorted(reply.status for reply in replies) == [200] * 5 + [429] * 5
+
+
+def test_an_address_gets_sixty_requests_a_minute(start_backend):
+    """Both public routes count together, whatever comes of it; the rest stays open."""
+    backend = start_backend("--rate-limit", "60")
+    good = backend.mint(YOU)["apiKey"]
+    replies = [enter(backend, "bad") if n % 2 else ask(backend, "bad") for n in range(59)]
+    assert [reply.error for reply in replies] == [WRONG] * 58 + [LOCKED]
+    assert 0 < replies[-1].wait <= 60
+    assert is_accepted(backend, good) and get(backend, "/healthz").status == 200
+
+
+def test_sixty_is_the_default(scripto, tmp_path):
+    words = ["serve", "--port", "0", "--db", str(tmp_path / "db")]
+    process = scripto.start(*words, stderr=subprocess.DEVNULL)
+    try:
+        port = process.stdout.readline().decode().strip().rpartition(":")[2]
+        line = b"POST %s HTTP/1.1\r\nContent-Length: 0\r\n\r\n" % REQUEST.encode()
+        connection = socket.create_connection(("127.0.0.1", int(port)), 30)
+        connection.sendall(line * 61)
+        connection.shutdown(socket.SHUT_WR)
+        assert statuses(read_all(connection)) == [400] * 60 + [429]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+FORWARDED = "X-Forwarded-For"
+
+
+def test_behind_a_proxy_the_last_hop_counts(start_backend):
+    backend = start_backend("--rate-limit", "2", "--behind-proxy")
+    hops = ["6.6.6.%d, 9.9.9.9" % n for n in range(3)] + ["9.9.9.9, 6.6.6.6"]
+    replies = [ask(backend, "%d@example.com" % n, {FORWARDED: hops[n]}) for n in range(4)]
+    assert [reply.status for reply in replies] == [200, 200, 429, 200]
+
+
+def test_without_a_proxy_nobody_can_choose_an_address(start_backend):
+    backend = start_backend("--rate-limit", "2")
+    replies = [
+        ask(backend, "%d@example.com" % n, {FORWARDED: "9.9.9.%d" % n}) for n in range(3)
+    ]
+    assert [reply.status for reply in replies] == [200, 200, 429]
+
+
+# ---- Mail ---------------------------------------------------------------------
+
+
+class MailServer:
+    """A stand-in for a mail server: as much SMTP (RFC 5321) as one message needs. What came in
+    is in `mails`: (recipients, message, (user, password) or None, whether TLS was on)."""
+
+    def __init__(self, context=None, wrapped=False, **answers):
+        self.context, self.wrapped = context, wrapped
+        self.answers = dict(GREETING=b"220 stand-in", QUIT=b"221 bye", **answers)
+        self.mails, self.busy, self.go_on = [], threading.Event(), threading.Event()
+        self.go_on.set()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        with contextlib.suppress(OSError):  # closed: the test is over
+            while True:
+                threading.Thread(
+                    target=self.talk, args=self.listener.accept()[:1], daemon=True
+                ).start()
+
+    def talk(self, connection):
+        with contextlib.suppress(OSError), connection:
+            if self.wrapped:
+                connection = self.context.wrap_socket(connection, server_side=True)
+            connection.sendall(self.answers["GREETING"] + b"\r\n")
+            self.converse(connection, login=None)
+
+    def converse(self, connection, login):
+        lines, recipients = connection.makefile("rb"), []
+        secure = isinstance(connection, ssl.SSLSocket)
+        for line in lines:
+            verb, _, rest = line.strip().partition(b" ")
+            verb = verb.upper()
+            answer = self.answers.get(verb.decode("latin-1"), b"250 fine")
+            if verb == b"EHLO":
+                offer = b"250-STARTTLS\r\n" if self.context and not secure else b""
+                answer = b"250-stand-in\r\n" + offer + b"250 AUTH PLAIN"
+            elif verb == b"STARTTLS":
+                connection.sendall(b"220 go ahead\r\n")
+                return self.converse(self.context.wrap_socket(connection, server_side=True), None)
+            elif verb == b"AUTH":
+                login = tuple(base64.b64decode(rest.split()[1]).decode().split("\0")[1:])
+                answer = b"235 welcome"
+            elif verb == b"RCPT":
+                recipients.append(rest[rest.index(b"<") + 1 : rest.index(b">")].decode())
+            elif verb == b"DATA":
+                connection.sendall(b"354 go on\r\n")
+                message = b"".join(iter(lines.readline, b".\r\n")).decode()
+                self.busy.set()
+                self.go_on.wait(60)
+                self.mails.append((recipients, message, login, secure))
+            connection.sendall(answer + b"\r\n")
+            if verb == b"QUIT":
+                return
+
+
+@contextlib.contextmanager
+def held_up(server):
+    """The server is slow: it keeps every mail until go_on is set, at the end at the latest."""
+    server.go_on.clear()
+    try:
+        yield
+    finally:
+        server.go_on.set()
+
+
+@pytest.fixture
+def mail_server():
+    servers = []
+
+    def start(*args, **kwargs):
+        servers.append(MailServer(*args, **kwargs))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.go_on.set()
+        server.listener.close()
+
+
+@pytest.fixture
+def tls(certificate):
+    """A server's side of TLS, with a certificate that nobody knows."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    return context
+
+
+def test_a_mail_is_what_readers_and_spam_filters_expect(backend, edge):
+    code = code_after_asking(backend)
+    mail = latest_mail(backend)
+    assert mail["To"] == YOU and "@" in email.utils.parseaddr(mail["From"])[1]
+    assert code in mail["Subject"] and mail["Auto-Submitted"] == "auto-generated"
+    assert re.match(r"<[^<>@\s]+@[^<>@\s]+>\Z", mail["Message-ID"])
+    assert abs(email.utils.parsedate_to_datetime(mail["Date"]).timestamp() - time.time()) < 300
+    assert mail.get_content_type() == "text/plain"
+
+
+def test_the_body_says_what_for_how_long_and_what_if_unasked(backend):
+    code = code_after_asking(backend)
+    body = latest_mail(backend).get_content()
+    assert code in body and "sign in to Scripto" in body
+    assert "5 minutes" in body and "ignore" in body
+
+
+def test_the_mail_names_the_backend_and_not_what_a_client_says_it_is(backend):
+    ask(backend, headers={"Host": "evil.example"})
+    assert "evil" not in backend.mails()[-1] and backend.url in backend.mails()[-1]
+
+
+def test_the_sender_can_be_chosen(start_backend):
+    backend = start_backend("--mail-from", "door@example.org")
+    ask(backend)
+    assert email.utils.parseaddr(latest_mail(backend)["From"])[1] == "door@example.org"
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:87", "http://127.0.0.1:87", "https://x_y.example"])
+def test_any_public_url_gives_a_sender(start_backend, url):
+    backend = start_backend("--public-url", url)
+    assert ask(backend).status == 200 and "@" in latest_mail(backend)["From"]
+
+
+def test_console_mail_is_on_standard_error(start_backend):
+    backend = start_backend(mail="console")
+    ask(backend)
+    (code,) = re.findall(r"\b\d{6}\b", re.sub(r"(?m)^\S+Z .*$", "", backend.log()))
+    assert enter(backend, code).status == 200
+
+
+def has_ipv6():
+    with contextlib.suppress(OSError):
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+def test_it_serves_ipv6_too(start_backend):
+    backend = start_backend("--host", "::1", mail="console")
+    assert backend.url.startswith("http://[::1]:") and answers_at_once(backend)
+
+
+@pytest.mark.parametrize("mail", [[], ["--mail", "console"]], ids=["default", "chosen"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "scripto.example"])
+def test_console_mail_is_refused_beyond_loopback(scripto, tmp_path, host, mail):
+    words = ["serve", "--port", "0", "--host", host, "--db", str(tmp_path / "db"), *mail]
+    result = scripto.run(*words, "--json")
+    assert (result.status, result.error["code"]) == (2, "invalid-argument")
+    assert not (tmp_path / "db").exists()
+
+
+def test_mail_goes_by_smtp(start_backend, mail_server, edge):
+    server = mail_server()
+    backend = start_backend(python=edge, mail="smtp://127.0.0.1:%d" % server.port)
+    assert ask(backend).status == 200
+    ((recipients, message, login, secure),) = server.mails
+    assert (recipients, login, secure) == ([YOU], None, False)
+    code = re.search(r"^Subject: (\d{6}) ", message, re.M).group(1)
+    assert enter(backend, code).status == 200
+
+
+LOGINS = {  # the URL's user info, the environment's password: what the server is told
+    "in the URL": ("me%40x:p%2Fw@", None, ("me@x", "p/w")),
+    "in the environment": ("me@", "p/w", ("me", "p/w")),
+    "in both": ("me:url@", "environment", ("me", "environment")),
+}
+
+
+@pytest.mark.parametrize("user, password, told", LOGINS.values(), ids=LOGINS)
+def test_a_password_goes_to_loopback(start_backend, mail_server, user, password, told):
+    server = mail_server()
+    mail = "smtp://%s127.0.0.1:%d" % (user, server.port)
+    backend = start_backend(mail=mail, env={"SCRIPTO_SMTP_PASSWORD": password})
+    assert ask(backend).status == 200 and server.mails[0][2] == told
+
+
+@pytest.mark.parametrize("scheme", ["smtp", "smtps"])
+def test_mail_goes_by_tls_that_is_known(start_backend, mail_server, edge, tls, certificate, scheme):
+    server = mail_server(tls, wrapped=scheme == "smtps")
+    env = {"SSL_CERT_FILE": certificate[0], "SCRIPTO_SMTP_PASSWORD": "p"}
+    mail = "%s://me@127.0.0.1:%d" % (scheme, server.port)
+    assert ask(start_backend(python=edge, mail=mail, env=env)).status == 200
+    assert server.mails[0][2:] == (("me", "p"), True)
+
+
+@pytest.mark.parametrize("scheme", ["smtp", "smtps"])
+def test_mail_does_not_go_by_tls_that_is_unknown(start_backend, mail_server, edge, tls, scheme):
+    server = mail_server(tls, wrapped=scheme == "smtps")
+    backend = start_backend(python=edge, mail="%s://me:p@127.0.0.1:%d" % (scheme, server.port))
+    assert ask(backend).error == (500, "internal") and not server.mails
+
+
+def test_a_password_does_not_go_in_the_clear(start_backend, mail_server):
+    """0.0.0.0 leads to this machine too, and is not an address of loopback."""
+    server = mail_server()
+    backend = start_backend(mail="smtp://me:p@0.0.0.0:%d" % server.port)
+    assert ask(backend).error == (500, "internal") and not server.mails
+    backend = start_backend(mail="smtp://0.0.0.0:%d" % server.port, folder="without")
+    assert ask(backend).status == 200
+
+
+MAIL_FAILURES = {
+    "rejects the recipient": {"RCPT": b"550 no such user " + YOU.encode()},
+    "rejects the sender": {"MAIL": b"451 not now, scripto@localhost"},
+    "is out of order": {"GREETING": b"554 not today"},
+    "is no mail server": {"GREETING": b"HTTP/1.1 400 Bad Request"},
+}
+
+
+@pytest.mark.parametrize("trouble", MAIL_FAILURES.values(), ids=MAIL_FAILURES)
+def test_a_mail_server_that_fails_is_a_500_and_costs_nothing(start_backend, mail_server, trouble):
+    server = mail_server()
+    healthy, server.answers = server.answers, dict(server.answers, **trouble)
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port)
+    assert {ask(backend).error for _ in range(7)} == {(500, "internal")}
+    server.answers = healthy
+    assert [ask(backend).status for _ in range(6)] == [200] * 5 + [429]
+    assert YOU not in backend.log()
+
+
+def test_a_mail_that_was_taken_is_sent_whatever_the_server_says_to_goodbye(
+    start_backend, mail_server
+):
+    server = mail_server()
+    server.answers["QUIT"] = b"421 too busy to say goodbye"
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port)
+    assert ask(backend).status == 200 and len(server.mails) == 1
+
+
+def test_no_mail_server_is_a_500(start_backend, scripto):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % port)
+    words = ["auth", "login-request", "--email", YOU, "--api-url", backend.url, "--json"]
+    result = scripto.run(*words)
+    assert (result.status, result.error["code"]) == (3, "internal")
+    assert result.error["nextAction"] == "retry shortly"
+
+
+def test_a_mail_that_fails_leaves_no_code_and_no_charge(start_backend, tmp_path):
+    blocker = tmp_path / "blocker"
+    blocker.write_text("a file where the folder should be")
+    backend = start_backend(mail="maildir:%s" % (blocker / "mail"))
+    assert {ask(backend).error for _ in range(7)} == {(500, "internal")}
+    with contextlib.closing(sqlite3.connect(str(backend.db))) as db:
+        rows = [db.execute("SELECT count(*) FROM " + t).fetchone()[0] for t in ("codes", "events")]
+    assert rows == [0, 0]
+    blocker.unlink()
+    assert [ask(backend).status for _ in range(6)] == [200] * 5 + [429]
+
+
+def test_a_slow_mail_server_delays_its_own_request_only(start_backend, mail_server):
+    server = mail_server()
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool, held_up(server):
+        held = [pool.submit(ask, backend, "%d@example.com" % n) for n in range(8)]
+        assert server.busy.wait(20) and answers_at_once(backend)
+        assert enter(backend, "000000").error == WRONG  # the database is not held either
+        assert not any(each.done() for each in held)
+        server.go_on.set()
+        assert [each.result().status for each in held] == [200] * 8
+
+
+def test_the_first_mails_may_come_all_at_once(start_backend):
+    """A Maildir that is not there yet is made by whoever needs it first, and once."""
+    backends, wrong = [start_backend(), start_backend()] * 6, []
+    for number in range(25):
+        shutil.rmtree(str(backends[0].maildir), ignore_errors=True)
+        asks = [lambda b=b, n=n: ask(b, "%d-%d@example.com" % (number, n)).status
+                for n, b in enumerate(backends)]  # fmt: skip
+        wrong += [status for status in at_once(*asks) if status != 200]
+    assert wrong == []
+
+
+ODD_EMAILS = [
+    "o'hara+a/b=c@example.com", "x'or'1'='1@example.com", "%0d%0a@example.com", "a@b",
+    "{a}@example.com", "a..b@example.com", ".a.@example..com", "a@[127.0.0.1]", "a@[", "?|_-@[",
+    "=?utf-8?q?you?=@example.com", "ü@example.com", "you@bücher.example", "中@例え.jp",
+    "\U0001f600@example.com", "y" * 240 + "@example.com",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", ODD_EMAILS, ids=ascii)
+def test_an_odd_email_is_refused_or_gets_its_own_mail(shared_edge, address):
+    reply = ask(shared_edge, address)
+    assert reply.status == 200 or reply.error == WRONG
+    if reply.status == 200:
+        mail = latest_mail(shared_edge)
+        assert mail["To"] == address
+        code = re.match(r"\d{6}", mail["Subject"]).group()
+        key = enter(shared_edge, code, address).value["data"]["apiKey"]
+        assert get(shared_edge, ME, key).value["user"]["email"] == address
+
+
+# ---- Keys ---------------------------------------------------------------------
+
+
+def test_keys_are_listed_by_what_they_are_and_not_by_their_secret(backend):
+    data = backend.mint(YOU, "laptop")
+    reply = get(backend, "/api/keys", data["apiKey"])
+    (key,) = reply.value["data"]["keys"]
+    assert (key["id"], key["name"]) == (data["keyId"], "laptop")
+    assert key["start"] == data["apiKey"][len("scripto_") :][:6]
+    assert set(key) == {"id", "name", "start", "createdAt", "lastUsedAt", "expiresAt"}
+    assert data["apiKey"] not in json.dumps(reply.value)
+
+
+def test_a_key_without_a_name_has_the_default_one(backend):
+    assert keys_of(backend, backend.mint(YOU)["apiKey"])[0]["name"] == "scripto-cli"
+
+
+def test_a_user_sees_all_of_their_keys_and_no_other(backend):
+    first, second = backend.mint(YOU), backend.mint("YOU@example.com")
+    backend.mint("me@example.com")
+    listed = {key["id"] for key in keys_of(backend, first["apiKey"])}
+    assert listed == {first["keyId"], second["keyId"]}
+
+
+def test_a_revoked_key_is_dead_and_the_others_live(backend):
+    lost, kept = backend.mint(YOU), backend.mint(YOU)
+    reply = get(backend, "/api/keys/" + lost["keyId"], kept["apiKey"], "DELETE")
+    assert reply.value == {"success": True, "data": {"id": lost["keyId"], "revoked": True}}
+    backend.restart(signal.SIGKILL)
+    assert not is_accepted(backend, lost["apiKey"]) and is_accepted(backend, kept["apiKey"])
+
+
+def test_a_key_can_revoke_itself(backend):
+    data = backend.mint(YOU)
+    assert get(backend, "/api/keys/" + data["keyId"], data["apiKey"], "DELETE").status == 200
+    assert not is_accepted(backend, data["apiKey"])
+
+
+@pytest.mark.parametrize("target", ["{theirs}", "key_unknown", "%27%20OR%201=1", "'OR'1'='1", "%"])
+def test_nobody_revokes_the_key_of_another(backend, target):
+    mine, theirs = backend.mint(YOU), backend.mint("me@example.com")
+    path = "/api/keys/" + target.format(theirs=theirs["keyId"])
+    assert get(backend, path, mine["apiKey"], "DELETE").error == (404, "not-found")
+    assert is_accepted(backend, theirs["apiKey"]) and is_accepted(backend, mine["apiKey"])
+
+
+@pytest.mark.parametrize("method, path", [("GET", "/api/keys"), ("DELETE", "/api/keys/{id}")])
+def test_keys_need_a_key(backend, method, path):
+    data = backend.mint(YOU)
+    path = path.format(id=data["keyId"])
+    for key in (None, data["apiKey"] + "x", data["keyId"]):
+        assert get(backend, path, key, method).error == (401, "unauthenticated")
+    assert is_accepted(backend, data["apiKey"])
+
+
+def test_last_use_is_noted_once_a_minute(backend):
+    """Whether somebody else wrote is asked of SQLite itself."""
+    key = backend.mint(YOU)["apiKey"]
+    assert is_accepted(backend, key)
+    with contextlib.closing(sqlite3.connect(str(backend.db))) as db:
+        version = lambda: db.execute("PRAGMA data_version").fetchone()  # noqa: E731
+        before = version()
+        assert all(is_accepted(backend, key) for _ in range(20)) and version() == before
+        age(backend, 61)
+        before = version()
+        assert is_accepted(backend, key) and version() != before
+
+
+def test_last_used_is_when_it_was_used(backend):
+    data, other = backend.mint(YOU), backend.mint(YOU)
+    seen = {key["id"]: key["lastUsedAt"] for key in keys_of(backend, data["apiKey"])}
+    assert seen[other["keyId"]] is None
+    used = time.strptime(seen[data["keyId"]], "%Y-%m-%dT%H:%M:%SZ")
+    assert abs(calendar.timegm(used) - time.time()) < 60
+
+
+def test_me_tells_a_web_server_who_it_is(backend):
+    data = backend.mint(YOU)
+    reply = get(backend, ME, data["apiKey"])
+    headers = reply.headers["X-Scripto-User"], reply.headers["X-Scripto-Email"]
+    assert headers == (data["userId"], YOU)
+    refusal = get(backend, ME)
+    assert (refusal.status, refusal.value) == (401, {"error": "Unauthorized"})
+    assert not [name for name in refusal.headers if name.lower().startswith("x-scripto")]
+
+
+NGINX = """
+{user}
+daemon off;
+pid {folder}/pid;
+error_log {folder}/error.log;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            auth_request /scripto;
+            auth_request_set $scripto_email $upstream_http_x_scripto_email;
+            add_header X-Who $scripto_email;
+            root {folder};
+        }}
+        location = /scripto {{
+            internal;
+            proxy_pass {backend}/api/auth/me;
+            proxy_pass_request_body off;
+            proxy_set_header Content-Length "";
+        }}
+    }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def nginx(folder, backend):
+    """A real nginx that guards page.html with the backend's keys; yields itself as a place to
+    send requests to."""
+    program = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
+    if not program:
+        pytest.skip("no nginx")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    user = "user root;" if os.geteuid() == 0 else ""  # whose folder the test's is
+    (folder / "page.html").write_text("the guarded page")
+    config = folder / "nginx.conf"
+    config.write_text(NGINX.format(user=user, folder=folder, port=port, backend=backend.url))
+    process = subprocess.Popen([program, "-p", str(folder), "-c", str(config)])
+    site = type("Site", (), {"url": "http://127.0.0.1:%d" % port, "request": Backend.request})()
+    try:
+        wait_until(lambda: process.poll() is None and can_connect(port), what="nginx")
+        yield site
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def can_connect(port):
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), 5).close()
+        return True
+
+
+def test_nginx_guards_a_page_with_these_keys(backend, tmp_path):
+    key = backend.mint(YOU)["apiKey"]
+    with nginx(tmp_path, backend) as site:
+        assert get(site, "/page.html").status == 401
+        assert get(site, "/page.html", key + "x").status == 401
+        page = get(site, "/page.html", key)
+        assert (page.status, page.value, page.headers["X-Who"]) == (200, b"the guarded page", YOU)
+
+
+# ---- The client from the backend ----------------------------------------------
+
+
+def test_the_file_from_the_backend_signs_in_with_no_flag(start_backend, edge, tmp_path):
+    """Downloaded from the one interpreter, run by the other, in a folder with nothing else."""
+    backend = start_backend(python=edge)
+    reply = get(backend, "/scripto.py")
+    program = tmp_path / "download" / "scripto.py"
+    program.parent.mkdir()
+    program.write_bytes(reply.value)
+    user = Scripto(EDGES[EDGES.index(edge) - 1], tmp_path / "user")
+    user.run("auth", "login-request", "--email", YOU, program=str(program))
+    words = ["auth", "login-complete", "--email", YOU, "--code", backend.code_for(YOU)]
+    assert user.run(*words, "--json", program=str(program)).data["baseUrl"] == backend.url
+    assert user.run("whoami", "--json", program=str(program)).data["user"]["email"] == YOU
+
+
+def test_the_file_from_the_backend_is_this_one_but_for_one_line(backend):
+    ours = pathlib.Path(PROGRAM).read_bytes().splitlines()
+    theirs = get(backend, "/scripto.py").value.splitlines()
+    changed = [there for here, there in zip(ours, theirs) if here != there]
+    assert len(ours) == len(theirs) and len(changed) == 1 and backend.url.encode() in changed[0]
+
+
+@pytest.mark.parametrize("path", ["/scripto.py", "/llms.txt"])
+def test_what_is_handed_out_names_the_public_url(start_backend, path):
+    public = "https://scripto.example.org/door"
+    backend = start_backend("--public-url", public)
+    body = get(backend, path).value
+    assert public.encode() in body and backend.url.encode() not in body
+
+
+def test_llms_txt_gets_an_agent_signed_in_that_knows_nothing(backend, tmp_path):
+    """Its commands, just as they stand there, in a shell; only email and code are filled in."""
+    page = get(backend, "/llms.txt")
+    text = page.value.decode()
+    assert page.headers.get_content_type() == "text/plain" and "nextAction" in text
+    commands = re.findall(r"^ *((?:curl|python3) .*)$", text, re.M)
+    assert "curl" in commands[0] and len(commands) == 4
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").symlink_to(PYTHONS[0])
+    env = {"HOME": str(tmp_path), "PATH": "%s:%s" % (tmp_path / "bin", os.environ["PATH"])}
+    for command in commands:
+        if "123456" in command:
+            command = command.replace("123456", backend.code_for(YOU))
+        subprocess.run(command, shell=True, cwd=str(tmp_path), env=env, check=True)
+    assert json.loads((tmp_path / ".config/scripto/config.json").read_text())["activeProfile"]
+
+
+def test_a_fault_of_the_backend_is_a_500_and_logged(start_backend, monkeypatch, tmp_path):
+    """Here: its own file went away while it ran."""
+    copy = shutil.copy(PROGRAM, str(tmp_path / "copy.py"))
+    monkeypatch.setattr("conftest.PROGRAM", copy)
+    backend = start_backend()
+    os.unlink(copy)
+    assert get(backend, "/scripto.py").error == (500, "internal")
+    assert "/scripto.py 500" in backend.log() and answers_at_once(backend)
+
+
+# ---- HTTP ---------------------------------------------------------------------
+
+
+def test_healthz(shared_edge):
+    assert get(shared_edge, "/healthz").status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/api", "/api/keys/a/b", "/healthz/", "/../llms.txt", "//"])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_anything_else_is_not_found(shared, path, method):
+    assert get(shared, path, method=method).error == (404, "not-found")
+
+
+@pytest.mark.parametrize(
+    "method, path, allowed",
+    [("GET", REQUEST, "POST"), ("GET", COMPLETE, "POST"), ("POST", ME, "GET"),
+     ("DELETE", "/api/keys", "GET"), ("GET", "/api/keys/x", "DELETE"), ("PUT", "/healthz", "GET"),
+     ("PATCH", "/scripto.py", "GET"), ("POST", "/llms.txt", "GET"), ("HEAD", REQUEST, "POST")],
+)  # fmt: skip
+def test_a_method_that_does_not_fit_is_told_which_do(shared, method, path, allowed):
+    reply = get(shared, path, method=method)
+    methods = reply.headers["Allow"].replace(" ", "").split(",")
+    assert reply.status == 405 and allowed in methods and method not in methods
+    assert method == "HEAD" or reply.value["success"] is False
+
+
+@pytest.mark.parametrize(
+    "path, status", [("/healthz", 200), ("/scripto.py", 200), (ME, 401), ("/", 404)]
+)
+def test_head_is_get_without_the_body(shared, path, status):
+    head = raw(shared, b"HEAD %s HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode())
+    assert statuses(head) == [status] and head.endswith(b"\r\n\r\n")
+    whole = get(shared, path)
+    assert re.search(rb"(?i)content-length: (\d+)", head).group(1) == (
+        whole.headers["Content-Length"].encode()
+    )
+
+
+@pytest.mark.parametrize("path", ["/healthz", REQUEST, "/api/keys/x", "*"])
+def test_options_says_what_there_is(shared, path):
+    reply = get(shared, path, method="OPTIONS")
+    assert reply.status in (200, 204) and "OPTIONS" in reply.headers["Allow"]
+
+
+def test_a_connection_serves_many_requests(shared):
+    connection = http.client.HTTPConnection("127.0.0.1", int(shared.port), timeout=30)
+    for path, status in [("/healthz", 200), ("/", 404), (ME, 401), ("/healthz", 200)]:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        assert response.status == status and response.read()
+        kept = connection.sock
+        assert kept is not None
+    connection.close()
+
+
+def test_pipelined_requests_are_answered_in_order(shared):
+    paths = (b"/healthz", b"/", b"/healthz")
+    lines = b"".join(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path for path in paths)
+    assert statuses(raw(shared, lines)) == [200, 404, 200]
+
+
+@pytest.mark.parametrize("size", [16 * 1024 + 1, 100 << 10, 1 << 20])
+def test_a_body_that_is_too_large_is_told_so(shared_edge, size):
+    """The answer arrives, though the client only reads when it has sent all of it."""
+    reply = Reply(*shared_edge.request("POST", REQUEST, b"x" * size))
+    assert reply.error[0] == 413 and answers_at_once(shared_edge)
+
+
+def test_a_body_of_sixteen_kib_is_read(shared):
+    body = json.dumps({"email": "long@example.com"}).encode()
+    assert shared.request("POST", REQUEST, body + b" " * (16 * 1024 - len(body)))[0] == 200
+
+
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+GOOD = b"Host: x\r\nContent-Type: application/json\r\n"
+JSON = b'{"email": "you@example.com"}'
+HEAD = b"POST /api/cli/login-request HTTP/1.1\r\n" + GOOD
+MALFORMED = {
+    "no request": b"\x00\x01\x02\x03\r\n\r\n",
+    "one word": b"GET\r\n\r\n",
+    "four words": b"GET / / HTTP/1.1\r\n\r\n",
+    "no such version": b"GET / HTTP/9.9.9\r\n\r\n",
+    "a version that is no number": b"GET / HTTP/\xb2.\xb9\r\n\r\n",
+    "a later version": b"GET / HTTP/2.0\r\n\r\n",
+    "HTTP/2's greeting": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "a TLS client": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    "no such method": b"BREW /healthz HTTP/1.1\r\n\r\n",
+    "a proxy's method": b"CONNECT example.com:443 HTTP/1.1\r\n\r\n",
+    "a long line": b"GET /" + b"a" * 70000 + b" HTTP/1.1\r\n\r\n",
+    "a long header": b"GET / HTTP/1.1\r\nX: " + b"a" * 70000 + b"\r\n\r\n",
+    "many headers": b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+    "a header without a colon": HEAD + b"what is this\r\nContent-Length: 28\r\n\r\n" + JSON,
+    "a blank before the colon": HEAD + b"Content-Length : 28\r\n\r\n" + JSON,
+    "a length behind a bare carriage return": HEAD + b"X: y\rContent-Length: 28\r\n\r\n" + JSON,
+    "two lengths": HEAD + b"Content-Length: 28\r\nContent-Length: 5\r\n\r\n" + JSON,
+    "two lengths in one": HEAD + b"Content-Length: 28, 28\r\n\r\n" + JSON,
+    "a length below zero": HEAD + b"Content-Length: -1\r\n\r\n" + JSON,
+    "a length with a sign": HEAD + b"Content-Length: +28\r\n\r\n" + JSON,
+    "a length in hex": HEAD + b"Content-Length: 0x1c\r\n\r\n" + JSON,
+    "a length of no digits": HEAD + b"Content-Length: \xb2\xb2\r\n\r\n" + JSON,
+    "an endless length": HEAD + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n" + JSON,
+    "chunks": HEAD + CHUNKED + b"1c\r\n" + JSON + b"\r\n0\r\n\r\n",
+    "chunks and a length": HEAD + b"Content-Length: 28\r\n" + CHUNKED + b"0\r\n\r\n",
+    "chunks under cover": HEAD + b"Content-Length: 28\r\n" + CHUNKED.replace(b"c", b"C") + JSON,
+    "no length": HEAD + b"\r\n" + JSON,
+}
+
+
+@pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED)
+def test_what_is_no_good_request_is_the_client_s_fault(shared_edge, data):
+    """Never an error of the server's own; and what it asked for is not done."""
+    before = len(shared_edge.mails())
+    answered = statuses(raw(shared_edge, data + b"GET /healthz HTTP/1.1\r\n\r\n"))
+    assert answered and (400 <= answered[0] < 500 or answered[0] == 501)
+    assert len(shared_edge.mails()) == before and answers_at_once(shared_edge)
+
+
+HOSTILE_BODIES = {
+    "a lone surrogate in the email": {"email": "\ud800@example.com", "otp": "123456"},
+    "a lone surrogate in the code": {"email": YOU, "otp": "\udfff23456"},
+    "a lone surrogate in the name": {"email": YOU, "otp": "123456", "name": "\ud800"},
+    "an escape in the name": {"email": YOU, "otp": "123456", "name": "\x1b[2J"},
+    "a long name": {"email": YOU, "otp": "123456", "name": "x" * 9999},
+    "a number for everything": {"email": 1, "otp": 123456, "name": 1},
+    "a deep nest": b'{"email": ' + b"[" * 8000 + b"]" * 8000 + b"}",
+    "a deep nest that does not end": b'{"email":' * 1500,
+    "a number of many digits": b'{"email": ' + b"9" * 16000 + b"}",
+    "an exponent": b'{"email": 1e999999999}',
+    "not a number": b'{"email": NaN}',
+    "a byte order mark": b"\xef\xbb\xbf[]",
+    "UTF-16": '{"email": "you@example.com"}'.encode("utf-16"),
+    "broken UTF-8": b'{"email": "\xed\xa0\x80@example.com"}',
+}
+
+
+@pytest.mark.parametrize("path", [REQUEST, COMPLETE])
+@pytest.mark.parametrize("body", HOSTILE_BODIES.values(), ids=HOSTILE_BODIES)
+def test_a_hostile_body_is_refused(shared_edge, path, body):
+    if path == REQUEST and isinstance(body, dict) and body["email"] == YOU:
+        body = dict(body, email="")  # only the email counts here
+    assert Reply(*shared_edge.request("POST", path, body)).error == WRONG
+
+
+def hostile(chance):
+    """A request that means no good: a malformed one, or a good one with damage."""
+    if chance.random() < 0.3:
+        data = bytearray(chance.choice(list(MALFORMED.values())))
+    else:
+        body = chance.choice([JSON, b"{}", b"[" * 99, b'{"email": "\\ud800@b", "otp": "\\udc00"}'])
+        data = bytearray(b"%s %s HTTP/1.%d\r\n%s" % (
+            chance.choice([b"GET", b"POST", b"HEAD", b"DELETE", b"OPTIONS", b"PUT", b"get"]),
+            chance.choice([REQUEST, COMPLETE, ME, "/api/keys/x", "/llms.txt", "*", "http://[/x",
+                           "/%00%ff?%", "//a", "/\xe9"]).encode("latin-1"),
+            chance.randrange(3), GOOD))  # fmt: skip
+        data += b"Content-Length: %d\r\n" % chance.choice([len(body)] * 4 + [0, 7, 16384, 99999])
+        data += chance.choice([
+            b"", b"Authorization: Bearer scripto_\xe9\r\n", b"Expect: 100-continue\r\n",
+            b"Connection: keep-alive, \x00\r\n", b"X:\r\n y\r\n",
+        ])  # fmt: skip
+        data += b"\r\n" + body
+    for _ in range(chance.choice([0, 0, 1, 2, 8])):
+        at = chance.randrange(len(data) + 1)
+        junk = bytes(chance.choice([[0], [10], [13], [32], [58], [255], range(65, 90)]))
+        data[at : at + chance.randrange(4)] = junk * chance.choice([1, 1, 1, 300])
+    return bytes(data[: chance.choice([None, None, None, chance.randrange(len(data) + 1)])])
+
+
+def hang_up(backend, data):
+    """Sends bytes and resets the connection."""
+    with connect(backend) as connection:
+        with contextlib.suppress(OSError):
+            connection.sendall(data)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def test_thousands_of_hostile_requests_hurt_nothing(start_backend, edge):
+    backend, chance = start_backend(python=edge), random.Random(3)
+    answered, said = [], b""
+    for number in range(1500):
+        data = b"".join(hostile(chance) for _ in range(chance.choice([1, 1, 1, 3])))
+        if number % 10:
+            reply = raw(backend, data)
+            answered += statuses(reply)
+            said += reply[:2000]
+        else:
+            hang_up(backend, data)
+    assert len(answered) > 1000 and {400, 404, 405, 501} <= set(answered)
+    assert {status for status in answered if status >= 500} <= {501}
+    assert b"Traceback" not in said and b"Error" not in said
+    assert not re.search("Traceback|Error|fault", backend.log())
+    assert answers_at_once(backend)
+
+
+def test_every_interpreter_serves_and_the_log_is_silent_until_asked(start_backend, python):
+    backend = start_backend(python=python)
+    assert backend.log() == ""
+    assert is_accepted(backend, backend.mint(YOU)["apiKey"])
+
+
+def test_the_log_has_a_line_for_each_request_and_no_secret(backend):
+    started = backend.log()
+    data = backend.mint(YOU, "my laptop")
+    ask(backend, "me@example.com")
+    guess_wrong(backend, 1, address="me@example.com")
+    get(backend, ME + "?key=" + data["apiKey"], data["apiKey"])
+    get(backend, "/" + data["apiKey"], headers={"User-Agent": YOU})
+    get(backend, "/api/keys/" + data["apiKey"], data["apiKey"], method="DELETE")
+    wait_until(lambda: " DELETE " in backend.log(), what="the last line")
+    log = backend.log()[len(started) :]
+    assert log.count("\n") == 7
+    codes = {re.search(r"^Subject: (\d+)", mail, re.M).group(1) for mail in backend.mails()}
+    for secret in codes | {data["apiKey"][8:], data["apiKey"][8:20], YOU, "me@example.com"}:
+        assert secret not in log
+
+
+# ---- Many clients, slow clients -----------------------------------------------
+
+
+def test_silent_clients_do_not_keep_out_the_next(start_backend, edge):
+    """Two hundred of them, and then so many that one has to go for the next."""
+    backend, silent = start_backend(python=edge), []
+    with contextlib.ExitStack() as stack:
+        for most in (200, 400):
+            while len(silent) < most:
+                silent.append(stack.enter_context(connect(backend)))
+            assert answers_at_once(backend)
+            key = backend.mint("%d@example.com" % most)["apiKey"]
+            assert is_accepted(backend, key)
+        tasks = "/proc/%d/task" % backend.process.pid
+        assert not os.path.exists(tasks) or len(os.listdir(tasks)) < 300
+
+
+def test_clients_that_stop_half_way_do_not_keep_out_the_next(backend):
+    half = HEAD + b"Content-Length: 100\r\n\r\n" + JSON
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(connect(backend, half))
+        assert answers_at_once(backend) and backend.mint(YOU)["apiKey"]
+
+
+def until_cut_off(address, first, drip=b"", context=None):
+    """Sends `first`, then `drip` five times a second if there is one; returns the seconds until
+    the other side has closed."""
+    connection = socket.create_connection(address, 60)
+    connection.sendall(first)
+    start = time.monotonic()
+    connection.settimeout(0.2)
+    while time.monotonic() - start < 60:
+        try:
+            if not connection.recv(65536):
+                break
+        except socket.timeout:
+            pass
+        except ConnectionError:
+            break
+        with contextlib.suppress(OSError):
+            connection.sendall(drip)
+    connection.close()
+    return time.monotonic() - start
+
+
+def kept_of_a_client_that_does_not_read(address, over):
+    """Asks for far more than buffers hold and reads nothing until it is over with patience;
+    returns the part of it that was still to be had then."""
+    count, line = 300, b"GET /scripto.py HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        connection.settimeout(60)
+        connection.connect(address)
+        connection.sendall(line * count)
+        over.wait(14)
+        got = len(read_all(connection))
+    return got / (count * os.path.getsize(PROGRAM))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patience(tmp_path_factory):
+    """What takes ten seconds starts with the first test, in a backend of its own, and is looked
+    at by the last ones: {name: future}."""
+    folder = tmp_path_factory.mktemp("patience")
+    owner = Scripto(PYTHONS[-1], folder / "home")
+    plain = Backend(owner, folder / "plain")
+    silent = socket.create_server(("127.0.0.1", 0))  # it accepts, and that is all
+    mail = "smtp://127.0.0.1:%d" % silent.getsockname()[1]
+    mailing = Backend(owner, folder / "mailing", mail=mail)
+    address = ("127.0.0.1", int(plain.port))
+    half = HEAD + b"Content-Length: 100\r\n\r\n"
+    pool, over = concurrent.futures.ThreadPoolExecutor(8), threading.Event()
+    yield {
+        "silent": pool.submit(until_cut_off, address, b""),
+        "kept": pool.submit(until_cut_off, address, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"),
+        "line": pool.submit(until_cut_off, address, b"GET /", b"a"),
+        "headers": pool.submit(until_cut_off, address, b"GET / HTTP/1.1\r\nX: ", b"y"),
+        "body": pool.submit(until_cut_off, address, half, b" "),
+        "no reader": pool.submit(kept_of_a_client_that_does_not_read, address, over),
+        "mail": pool.submit(ask, mailing),
+    }
+    over.set()
+    for backend in (plain, mailing):
+        backend.stop(signal.SIGKILL)
+    silent.close()
+    pool.shutdown()
+
+
+# ---- TLS ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def tls_backend(start_backend, certificate, edge):
+    cert, key = certificate
+    return start_backend("--tls-cert", cert, "--tls-key", key, python=edge)
+
+
+def test_tls_signs_in_who_knows_the_certificate(tls_backend, certificate, scripto):
+    scripto.env["SSL_CERT_FILE"] = certificate[0]
+    assert tls_backend.url.startswith("https://127.0.0.1:")
+    assert scripto.sign_in(tls_backend)["baseUrl"] == tls_backend.url
+    assert scripto.run("whoami", "--json").data["user"]["email"] == YOU
+
+
+def test_tls_does_not_sign_in_who_does_not(tls_backend, scripto):
+    words = ["auth", "login-request", "--email", YOU, "--api-url", tls_backend.url, "--json"]
+    result = scripto.run(*words)
+    assert (result.status, result.error["code"]) == (3, "network-error")
+    assert not tls_backend.mails()
+
+
+def test_silent_and_plain_clients_do_not_disturb_tls(tls_backend, certificate, scripto):
+    scripto.env["SSL_CERT_FILE"] = certificate[0]
+    with contextlib.ExitStack() as stack:
+        for number in range(200):
+            stack.enter_context(connect(tls_backend, b"GET / HTTP/1.1\r\n\r\n" * (number % 2)))
+        assert scripto.sign_in(tls_backend)["email"] == YOU
+    assert not re.search("Traceback|fault", tls_backend.log())
+
+
+@pytest.mark.parametrize("given", ["cert", "key", "swapped", "missing"])
+def test_a_certificate_that_cannot_be_used_is_refused(scripto, certificate, given):
+    cert, key = certificate
+    flags = {"cert": ["--tls-cert", cert], "key": ["--tls-key", key],
+             "swapped": ["--tls-cert", key, "--tls-key", cert],
+             "missing": ["--tls-cert", cert + ".no", "--tls-key", key]}  # fmt: skip
+    result = scripto.run("serve", "--port", "0", *flags[given], "--json")
+    assert (result.status, result.error["code"]) == (2, "invalid-argument")
+
+
+# ---- Endings ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_status_0(start_backend, edge, number):
+    backend = start_backend(python=edge)
+    with connect(backend), connect(backend, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
+        key = backend.mint(YOU)["apiKey"]
+        assert backend.stop(number) == 0
+    assert "Traceback" not in backend.log()
+    backend.start()
+    assert is_accepted(backend, key)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_in_hand_is_finished_first(start_backend, mail_server, edge, number):
+    server = mail_server()
+    backend = start_backend(python=edge, mail="smtp://127.0.0.1:%d" % server.port)
+    with concurrent.futures.ThreadPoolExecutor() as pool, held_up(server):
+        held = pool.submit(ask, backend)
+        assert server.busy.wait(20)
+        backend.process.send_signal(number)
+        wait_until(lambda: not can_connect(int(backend.port)), what="a closed door")
+        assert backend.process.poll() is None and not held.done()
+        server.go_on.set()
+        assert held.result().status == 200 and backend.stop() == 0
+    backend.start()
+    code = re.search(r"^Subject: (\d{6}) ", server.mails[0][1], re.M).group(1)
+    assert enter(backend, code).status == 200
+
+
+def codes_of(backend):
+    """{email: code} of all mails."""
+    pairs = [re.search(r"To: (\S+)\nSubject: (\d{6}) ", text) for text in backend.mails()]
+    return dict(pair.groups() for pair in pairs)
+
+
+def sign_in_until_dead(backend, addresses, answered):
+    """Signs in one after the other, and asks for codes in between, until nobody answers."""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        for address, code in addresses:
+            reply = enter(backend, code, address)
+            if reply.status == 200:
+                answered.append(reply.value["data"]["apiKey"])
+            ask(backend, "more-" + address)
+
+
+def test_ten_rounds_of_kill_9_under_load_lose_no_key(backend):
+    answered, chance = [], random.Random(9)
+    for number in range(10):
+        for n in range(24):
+            ask(backend, "%d-%d@example.com" % (number, n))
+        codes = [item for item in codes_of(backend).items() if item[0].startswith("%d-" % number)]
+        enough = len(answered) + chance.randrange(2, 15)
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            for hand in range(4):
+                pool.submit(sign_in_until_dead, backend, codes[hand::4], answered)
+            wait_until(lambda: len(answered) >= enough, what="keys")
+            backend.process.kill()
+        backend.restart()
+    assert len(answered) >= 20 and len(set(answered)) == len(answered)
+    assert all(is_accepted(backend, key) for key in answered)
+
+
+# ---- Database -----------------------------------------------------------------
+
+
+def mode(path):
+    return oct(os.stat(str(path)).st_mode & 0o777)
+
+
+def test_the_database_and_its_side_files_are_private(start_backend, edge, tmp_path):
+    umask = os.umask(0)
+    try:
+        backend = start_backend(python=edge)
+    finally:
+        os.umask(umask)
+    backend.mint(YOU)
+    files = list(backend.folder.glob("scripto.db*"))
+    assert {path.name for path in files} == {"scripto.db", "scripto.db-wal", "scripto.db-shm"}
+    assert {mode(path) for path in files} == {"0o600"}
+
+
+def test_a_database_that_others_can_read_is_tightened(backend):
+    backend.stop()
+    backend.db.chmod(0o644)
+    backend.start()
+    assert mode(backend.db) == "0o600"
+
+
+def test_the_database_has_its_place_in_the_data_folder(scripto, tmp_path):
+    process = scripto.start("serve", "--port", "0", env={"XDG_DATA_HOME": str(tmp_path / "data")})
+    assert process.stdout.readline().startswith(b"listening on http://127.0.0.1:")
+    process.kill()
+    process.communicate()
+    path = tmp_path / "data" / "scripto" / "scripto.db"
+    assert mode(path) == "0o600" and mode(path.parent) == "0o700"
+
+
+def test_the_database_keeps_a_log_ahead_and_knows_its_version(backend):
+    with contextlib.closing(sqlite3.connect(str(backend.db))) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert db.execute("PRAGMA user_version").fetchone()[0] >= 1
+
+
+def test_an_answer_has_reached_the_disk(start_backend, tmp_path):
+    """Full synchronous: the system calls of a sign-in hold a flush of the log for each write."""
+    if not shutil.which("strace"):
+        pytest.skip("no strace")
+    backend, trace = start_backend(), tmp_path / "trace"
+    command = ["strace", "-f", "-y", "-e", "fsync,fdatasync", "-o", str(trace), "-p"]
+    tracer = subprocess.Popen(command + [str(backend.process.pid)], stderr=subprocess.PIPE)
+    assert b"attached" in tracer.stderr.readline()
+    backend.mint(YOU)
+    tracer.terminate()
+    tracer.communicate()
+    assert len(re.findall(r"sync\(\d+<[^>]*scripto\.db", trace.read_text())) >= 3
+
+
+def foreign(path, version, table):
+    with contextlib.closing(sqlite3.connect(str(path))) as db, db:
+        db.execute("CREATE TABLE %s (x)" % table)
+        db.execute("PRAGMA user_version = %d" % version)
+
+
+FOREIGN = {
+    "of another program": lambda path: foreign(path, 0, "recipes"),
+    "of another program with versions": lambda path: foreign(path, 1, "recipes"),
+    "of a newer scripto": lambda path: foreign(path, 99, "users"),
+    "no database": lambda path: path.write_bytes(b"Dear diary,\n" * 500),
+}
+
+
+def refused_to_serve(scripto, path):
+    """The error of a `serve` that cannot use that database."""
+    words = ["serve", "--port", "0", "--db", str(path), "--json"]
+    result = scripto.run(*words, timeout=30)
+    assert (result.status, result.error["code"]) == (1, "failed-precondition")
+    assert str(path) in result.error["message"] and result.error["nextAction"]
+
+
+@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
+def test_a_file_that_is_not_ours_is_refused(scripto, tmp_path, make):
+    make(tmp_path / "file")
+    refused_to_serve(scripto, tmp_path / "file")
+
+
+@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
+def test_a_file_that_is_not_ours_is_left_alone(scripto, tmp_path, make):
+    path = tmp_path / "file"
+    make(path)
+    path.chmod(0o640)
+    before = path.read_bytes()
+    scripto.run("serve", "--port", "0", "--db", str(path), timeout=30)
+    assert (path.read_bytes(), mode(path)) == (before, "0o640")
+
+
+@pytest.mark.parametrize("place", ["missing/db", "folder", "fifo"])
+def test_a_place_that_can_be_no_database_is_refused(scripto, tmp_path, place):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(str(tmp_path / "fifo"))
+    refused_to_serve(scripto, tmp_path / place)
+
+
+def test_the_database_holds_no_code_and_no_key(backend):
+    """Nor what gives them away: a plain hash of six digits is undone in a second."""
+    data, code = backend.mint(YOU), code_after_asking(backend, "me@example.com")
+    content = stored_bytes(backend)
+    assert b"me@example.com" in content  # it is all there to be looked at
+    secrets = [data["apiKey"].encode(), data["apiKey"][8:].encode(), code.encode()]
+    for text in (code, "me@example.com" + code, "me@example.com\0" + code, code + "me@example.com"):
+        for kind in (hashlib.md5, hashlib.sha1, hashlib.sha256):
+            secrets += [kind(text.encode()).digest(), kind(text.encode()).hexdigest().encode()]
+    assert [secret for secret in secrets if secret in content] == []
+    assert hashlib.sha256(data["apiKey"].encode()).digest() in content
+
+
+def test_servers_that_start_at_once_on_a_new_file_all_come_up(start_backend):
+    backends = at_once(*[start_backend] * 8)
+    key = backends[0].mint(YOU)["apiKey"]
+    assert all(is_accepted(backend, key) for backend in backends)
+
+
+def test_two_servers_on_one_file_are_one(start_backend):
+    """Under the oldest and the newest interpreter at that."""
+    one, two = start_backend(python=EDGES[0]), start_backend(python=EDGES[-1])
+    code = code_after_asking(one)
+    key = enter(two, code).value["data"]["apiKey"]
+    assert is_accepted(one, key) and is_accepted(two, key)
+    (row,) = keys_of(one, key)
+    assert get(two, "/api/keys/" + row["id"], key, "DELETE").status == 200
+    assert not is_accepted(one, key)
+
+
+def test_the_database_does_not_grow_with_what_is_over(backend):
+    for number in range(20):
+        ask(backend, "%d@example.com" % number)
+        guess_wrong(backend, 1, address="%d@example.com" % number)
+    age(backend, DAY + 1)
+    ask(backend)
+    with contextlib.closing(sqlite3.connect(str(backend.db))) as db:
+        rows = [db.execute("SELECT count(*) FROM " + t).fetchone()[0] for t in ("codes", "events")]
+    assert rows == [1, 1]
+
+
+# ---- Ten seconds later --------------------------------------------------------
+
+
+@pytest.mark.parametrize("client", ["silent", "kept", "line", "headers", "body"])
+def test_a_client_that_is_silent_or_dribbles_is_cut_off_after_ten_seconds(patience, client):
+    assert 8 < patience[client].result() < 25
+
+
+def test_a_client_that_does_not_read_is_cut_off(patience):
+    assert patience["no reader"].result() < 0.9
+
+
+def test_a_mail_server_that_says_nothing_is_given_up(patience):
+    assert patience["mail"].result().error == (500, "internal")

@@ -1,0 +1,268 @@
+"""Machines with less than a whole Python: what can work works, the rest says what to install.
+
+What a Python may lack is taken away from one that has it: Alpine's or a self-built one without
+ssl or sqlite3, Debian's python3-minimal without json, Windows without fcntl, pwd and fchmod.
+"""
+import json
+import subprocess
+
+import pytest
+from conftest import PROGRAM, PYTHONS, Scripto, http_reply
+
+KEY = "scripto_fromthetests"
+USER = http_reply({"user": {"id": "user_1", "email": "you@example.com", "name": ""}})
+RUNNER = """
+import os, runpy, sys
+
+class Lacking:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in %(modules)r:
+            raise ModuleNotFoundError("No module named %%r" %% name, name=name)
+
+for name in %(modules)r:
+    sys.modules.pop(name, None)
+sys.meta_path.insert(0, Lacking)
+for name in %(functions)r:
+    delattr(os, name)
+runpy.run_path(%(program)r, run_name="__main__")
+"""
+WINDOWS = ["fcntl", "pwd", "grp", "termios", "resource"]
+NOT_ON_WINDOWS = ["fchmod", "geteuid", "getuid", "O_NONBLOCK"]
+
+
+@pytest.fixture
+def without(tmp_path):
+    """without("ssl", ...) is a file that runs the program where those modules are missing."""
+
+    def make(*modules, functions=()):
+        path = tmp_path / ("without-%s.py" % "-".join(modules))
+        values = {"modules": modules, "functions": functions, "program": PROGRAM}
+        path.write_text(RUNNER % values)
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def newest(tmp_path):
+    return Scripto(PYTHONS[-1], tmp_path / "home")
+
+
+# ---- Flags of the interpreter --------------------------------------------------
+
+
+def test_isolated_and_without_site_everywhere(python, tmp_path):
+    scripto, flags = Scripto(python, tmp_path / "home"), ["-I", "-S"]
+    assert scripto.run("--version", flags=flags).out.startswith("scripto ")
+    assert scripto.run("config", "set", "--api-key", KEY, flags=flags).status == 0
+    assert scripto.run("auth", "token", flags=flags).out == KEY + "\n"
+
+
+@pytest.mark.parametrize("flags", [["-I", "-S"], ["-OO", "-bb", "-W", "error"]], ids=" ".join)
+def test_a_sign_in_works_under_any_flag(scripto, backend, flags):
+    words = ["--email", "you@example.com", "--api-url", backend.url]
+    assert scripto.run("auth", "login-request", *words, flags=flags).status == 0
+    code = backend.code_for("you@example.com")
+    run = scripto.run("auth", "login-complete", *words, "--code", code, flags=flags)
+    assert run.status == 0, run.err
+    run = scripto.run("whoami", flags=flags)
+    assert run.status == 0 and run.err == ""
+
+
+@pytest.mark.parametrize("flags", [["-I"], ["-S"]], ids=" ".join)
+def test_a_backend_works_under_any_flag(newest, tmp_path, flags):
+    server = newest.start("serve", "--port", "0", "--db", str(tmp_path / "db"), flags=flags)
+    assert server.stdout.readline().startswith(b"listening on http://127.0.0.1:")
+    server.terminate()
+    server.communicate(timeout=20)
+    assert server.returncode == 0
+
+
+# ---- Modules taken away --------------------------------------------------------
+
+HTTP, HTTPS = " --api-url http://127.0.0.1:1", " --api-url https://127.0.0.1:1"
+SERVE = "serve --port 0 --db DB"
+NEEDS = [  # (what is missing, as which name it is told, a command that cannot do without)
+    ("ssl", "ssl", "whoami --api-key K" + HTTPS),
+    ("_ssl", "ssl", "whoami --api-key K" + HTTPS),
+    ("_ssl", "ssl", "auth login-request --email you@example.com" + HTTPS),
+    ("_ssl", "ssl", SERVE + " --tls-cert x --tls-key y"),
+    ("_ssl", "ssl", SERVE + " --mail smtps://127.0.0.1:1"),
+    ("sqlite3", "sqlite3", SERVE),
+    ("_sqlite3", "sqlite3", SERVE),
+    ("http.server", "http.server", SERVE),
+    ("http.client", "http.client", "whoami --api-key K" + HTTP),
+    ("urllib.request", "urllib.request", "whoami --api-key K" + HTTP),
+    ("json", "json", "use"),
+    ("json", "json", "config set --api-key K"),
+]
+
+
+@pytest.fixture
+def lacking(newest, without, tmp_path):
+    """Runs a command of the table above; returns (what it said, standard output)."""
+
+    def run(module, words, *flags):
+        words = words.replace("DB", str(tmp_path / "db")).replace("K", KEY).split()
+        process = newest.start(*words, *flags, program=without(module))
+        try:
+            out, err = process.communicate(timeout=5)
+        except subprocess.TimeoutExpired:  # it serves happily, and will find out too late
+            process.kill()
+            out, err = process.communicate()
+        assert process.returncode == 1 and b"Traceback" not in err, err
+        return (out + err).decode(), out.decode()
+
+    return run
+
+
+@pytest.mark.parametrize("module, told, words", NEEDS)
+def test_what_needs_a_module_says_which_and_what_to_install(lacking, module, told, words):
+    said, out = lacking(module, words)
+    assert "'%s'" % told in said and "python3" in said
+    assert out == "" and said.startswith("✗ ") and said.count("\n") == 2
+
+
+@pytest.mark.parametrize("module, words", [
+    ("_ssl", "whoami --api-key K" + HTTPS), ("sqlite3", SERVE), ("json", "use"),
+])  # fmt: skip
+def test_it_says_so_in_json_too(lacking, module, words):
+    _, out = lacking(module, words, "--json")
+    assert out.count("\n") == 1
+    error = json.loads(out)["error"]
+    assert error["code"] == "failed-precondition" and "python3" in error["nextAction"]
+
+
+@pytest.fixture
+def without_sqlite3(newest, tmp_path):
+    """A machine on which no process, not even a child of a child, finds sqlite3."""
+    (tmp_path / "lacking").mkdir()
+    text = 'raise ModuleNotFoundError("No module named \'sqlite3\'", name="sqlite3")\n'
+    (tmp_path / "lacking" / "sqlite3.py").write_text(text)
+    newest.env["PYTHONPATH"] = str(tmp_path / "lacking")
+    return newest
+
+
+def test_the_demo_says_what_its_backend_lacks(without_sqlite3, raw_server):
+    proxy = raw_server(http_reply(b"", 403))
+    run = without_sqlite3.run("demo", env={"https_proxy": proxy.url})
+    assert run.status == 1  # and not 3: it will not work later either
+    assert "'sqlite3'" in run.err and "python3" in run.err
+
+
+def test_a_demo_without_its_backend_asks_no_other(without_sqlite3, raw_server):
+    """The throw-away sign-in must not end up at production."""
+    proxy = raw_server(http_reply(b"", 403))
+    assert without_sqlite3.run("demo", env={"https_proxy": proxy.url}).status != 0
+    assert proxy.requests == []
+
+
+OTHERS = ["ssl", "_ssl", "sqlite3", "_sqlite3", "http", "urllib.request", "smtplib", "mailbox",
+          "email", "shlex", "difflib", "getpass", "threading", "subprocess", "tempfile",
+          "signal", "hashlib", "hmac", "secrets"]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [
+    "--version", "use --help", "use", "use a --json", "config set --api-key " + KEY, "logout a",
+    "auth token", "config show", "config clear --yes",
+])  # fmt: skip
+def test_a_local_command_needs_none_of_the_others(scripto, without, words):
+    profile = {"apiKey": KEY, "email": "you@example.com"}
+    scripto.write_config({"activeProfile": "a", "profiles": {"a": profile}})
+    run = scripto.run(*words.split(), program=without(*OTHERS, *WINDOWS))
+    assert run.status == 0 and run.err == ""
+
+
+def test_help_needs_no_json(newest, without):
+    for words in ("--version", "--help", "auth --help", "auth login-request --help"):
+        assert newest.run(*words.split(), program=without("json")).status == 0
+
+
+def test_usage_errors_need_no_json(newest, without):
+    program = without("json")
+    assert newest.run("frobnicate", program=program).status == 2
+    run = newest.run("auth", "login-request", "--email", "nonsense", program=program)
+    assert run.status == 2 and "auth login-request" in run.err
+    assert newest.run("whoami", "--frobnicate", program=program).status == 2
+
+
+def test_mistakes_are_found_without_difflib(newest, without):
+    for words in (["frobnicate"], ["use", "nobody"], ["whoami", "--frob"]):
+        run = newest.run(*words, "--json", program=without("difflib"))
+        assert run.error["code"] in ("invalid-argument", "not-found")
+
+
+def test_http_on_loopback_needs_no_ssl(scripto, raw_server, without):
+    words = ["whoami", "--api-key", KEY, "--api-url", raw_server(USER).url, "--json"]
+    for modules in (["_ssl"], ["ssl"]):
+        assert scripto.run(*words, program=without(*modules)).data["user"]["id"] == "user_1"
+
+
+def test_a_whole_sign_in_needs_neither_ssl_nor_sqlite3(scripto, backend, without):
+    program = without("_ssl", "_sqlite3", "sqlite3", *WINDOWS)
+    words = ["--email", "you@example.com", "--api-url", backend.url]
+    assert scripto.run("auth", "login-request", *words, program=program).status == 0
+    words += ["--code", backend.code_for("you@example.com")]
+    assert scripto.run("auth", "login-complete", *words, program=program).status == 0
+    assert scripto.run("whoami", program=program).status == 0
+
+
+def test_a_backend_needs_no_ssl(scripto, without, tmp_path):
+    server = scripto.start("serve", "--port", "0", "--db", str(tmp_path / "db"),
+                           program=without("_ssl", "ssl"))  # fmt: skip
+    assert server.stdout.readline().startswith(b"listening on http://")
+    server.terminate()
+    server.communicate(timeout=20)
+    assert server.returncode == 0
+
+
+def test_the_profile_file_needs_nothing_that_windows_lacks(scripto, without):
+    program = without(*WINDOWS, functions=NOT_ON_WINDOWS)
+    for name in ("a", "b"):
+        words = ["config", "set", "--api-key", KEY + name, "--profile-name", name]
+        assert scripto.run(*words, program=program).status == 0
+    assert scripto.run("use", "a", program=program).status == 0
+    assert scripto.run("logout", "b", program=program).status == 0
+    assert list(scripto.state()["profiles"]) == ["a"] and scripto.state()["activeProfile"] == "a"
+    assert scripto.config.stat().st_mode & 0o777 == 0o600
+    assert not list(scripto.config.parent.glob("*.tmp"))
+
+
+def test_no_home_is_told_with_the_way_out(newest, without):
+    program = without("pwd")
+    error = newest.run("use", "--json", program=program, env={"HOME": None}).error
+    assert error["code"] == "failed-precondition"
+    assert "XDG_CONFIG_HOME" in error["nextAction"] and "SCRIPTO_API_KEY" in error["nextAction"]
+
+
+def test_a_key_from_the_environment_needs_no_home(newest, raw_server, without):
+    env = {"HOME": None, "SCRIPTO_API_KEY": KEY, "SCRIPTO_API_BASE_URL": raw_server(USER).url}
+    program = without("pwd")
+    assert newest.run("auth", "token", program=program, env=env).out == KEY + "\n"
+    assert newest.run("whoami", program=program, env=env).status == 0
+
+
+def test_without_authorities_https_says_what_to_install(newest, raw_server, tmp_path):
+    env = {"SSL_CERT_FILE": str(tmp_path / "none"), "SSL_CERT_DIR": str(tmp_path / "none")}
+    words = ["doctor", "--json", "--api-key", KEY, "--api-url", "https://127.0.0.1:1"]
+    checks = newest.run(*words, env=env).envelope["data"]["checks"]
+    broken = [each for each in checks if each["status"] == "error"]
+    assert any("ca-certificates" in each["nextAction"] for each in broken)
+
+
+@pytest.mark.parametrize("module, told, status", [
+    ("_ssl", "! tls", 0), ("sqlite3", "! sqlite", 0), ("fcntl", "", 0), ("pwd", "", 0),
+    ("json", "'json'", 1), ("http.client", "'http.client'", 1),
+    ("urllib.request", "'urllib.request'", 1), ("email.utils", "'email.utils'", 1),
+])  # fmt: skip
+def test_doctor_says_what_is_missing(newest, raw_server, without, module, told, status):
+    words = ["doctor", "--api-key", KEY, "--api-url", raw_server(USER).url]
+    run = newest.run(*words, program=without(module))
+    assert run.status == status and told in run.out + run.err
+
+
+def test_doctor_finds_a_missing_ssl_broken_where_https_is_needed(newest, without):
+    words = ["doctor", "--api-key", KEY, "--api-url", "https://127.0.0.1:1"]
+    run = newest.run(*words, program=without("_ssl"))
+    assert run.status == 1 and "✗ tls" in run.out and "python3" in run.out

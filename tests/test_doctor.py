@@ -1,0 +1,302 @@
+"""What doctor finds: it looks, changes nothing, and tells no secret."""
+import json
+import os
+import time
+from email.utils import formatdate
+
+import pytest
+from conftest import PYTHONS, Scripto, http_reply
+
+KEY = "scripto_fromthetests"
+USER = {"user": {"id": "user_1", "email": "you@example.com", "name": ""}}
+NOWHERE = "http://127.0.0.1:1"  # a port of the system's, at which nothing listens
+
+
+@pytest.fixture
+def newest(tmp_path):
+    """The program under the newest interpreter alone."""
+    return Scripto(PYTHONS[-1], tmp_path / "home")
+
+
+def examine(scripto, *words, **start):
+    """Runs doctor, for a person and for a program, and returns the checks by name."""
+    run = scripto.run("doctor", *words, "--json", **start)
+    data = run.envelope["data"]
+    assert run.status == (0 if data["ok"] else 1)
+    assert data["ok"] is all(each["status"] != "error" for each in data["checks"])
+    return {each["name"]: each for each in data["checks"]}
+
+
+def statuses(checks):
+    return {name: each["status"] for name, each in checks.items()}
+
+
+def snapshot(folder):
+    """Every file below the folder, with its content, mode and time of change."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        content = path.read_bytes() if path.is_file() else None
+        found[str(path)] = (status.st_mode, status.st_mtime_ns, content)
+    return found
+
+
+def at_time(raw_server, seconds):
+    """The URL of a backend whose clock is that much off."""
+    return raw_server(http_reply(USER, 200, "Date: " + formatdate(time.time() + seconds))).url
+
+
+# ---- All is well ---------------------------------------------------------------
+
+
+def test_all_is_well_after_a_sign_in(scripto, backend):
+    scripto.sign_in(backend)
+    found = statuses(examine(scripto))
+    assert set(found) >= {"python", "tls", "proxy", "profiles", "access", "backend", "key", "clock"}
+    found.pop("tls")  # matters to https only
+    assert set(found.values()) == {"ok"}
+    run = scripto.run("doctor")
+    assert run.status == 0 and run.err == "" and "✗" not in run.out
+    assert all(line.startswith(("✓ ", "! ", "  ")) for line in run.out.splitlines())
+
+
+def test_each_check_is_a_name_a_status_and_a_message(newest):
+    for each in examine(newest, "--api-url", NOWHERE).values():
+        assert each["status"] in ("ok", "warning", "error") and each["message"]
+        assert each["status"] == "ok" or each["nextAction"], each
+
+
+def test_each_finding_has_one_line_and_says_what_to_do(newest):
+    run = newest.run("doctor", "--api-url", NOWHERE)
+    lines = run.out.splitlines()
+    findings = [number for number, line in enumerate(lines) if line.startswith(("✗ ", "! "))]
+    assert run.status == 1 and findings
+    assert all("next: " in lines[number + 1] for number in findings)
+
+
+def test_no_check_is_both_well_and_broken(newest):
+    data = newest.run("doctor", "--api-url", NOWHERE, "--json").envelope["data"]
+    names = [each["name"] for each in data["checks"]]
+    assert len(names) == len(set(names)), names
+    assert "None" not in json.dumps(data)
+
+
+def test_it_says_which_key_and_base_url_are_in_force_and_why(newest, raw_server):
+    url = at_time(raw_server, 0)
+    env = {"SCRIPTO_API_KEY": KEY, "SCRIPTO_API_BASE_URL": url}
+    access = examine(newest, env=env)["access"]["message"]
+    assert url in access and "SCRIPTO_API_KEY" in access and "SCRIPTO_API_BASE_URL" in access
+    access = examine(newest, "--api-key", KEY, "--api-url", url)["access"]["message"]
+    assert "--api-key" in access and "--api-url" in access
+
+
+# ---- Something is broken -------------------------------------------------------
+
+
+def test_no_key_is_broken_and_says_how_to_sign_in(newest, raw_server):
+    checks = examine(newest, "--api-url", at_time(raw_server, 0))
+    assert checks["access"]["status"] == "error"
+    sign_in = "sign in with: scripto auth login-request --email <your-email>"
+    assert checks["access"]["nextAction"] == sign_in
+    assert checks["backend"]["status"] == "ok" and "key" not in checks
+
+
+def test_a_refused_key_is_broken(newest, backend):
+    checks = examine(newest, "--api-key", KEY, "--api-url", backend.url)
+    assert checks["backend"]["status"] == "ok" and checks["key"]["status"] == "error"
+    sign_in = "sign in with: scripto auth login-request --email <your-email>"
+    assert checks["key"]["nextAction"] == sign_in
+
+
+def test_a_backend_that_is_down_is_broken(newest, backend):
+    newest.sign_in(backend)
+    backend.stop()
+    checks = examine(newest)
+    assert checks["backend"]["status"] == "error" and backend.url[7:] in json.dumps(checks)
+    assert statuses(checks).get("key", "error") == "error"
+    assert checks["profiles"]["status"] == checks["access"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_backend_in_trouble_is_not_blamed_on_the_key(newest, raw_server, status):
+    url = raw_server(http_reply(b"busy", status)).url
+    checks = examine(newest, "--api-key", KEY, "--api-url", url)
+    broken = [each for each in checks.values() if each["status"] == "error"]
+    assert broken and not any("sign in" in each["nextAction"] for each in broken)
+
+
+@pytest.mark.parametrize("answer", [
+    http_reply(b"<html>Welcome</html>"), http_reply(b"[]"), http_reply(USER, 302, "Location: /"),
+    http_reply(b"", 404), b"garbage\r\n\r\n",
+], ids=["html", "list", "redirect", "not found", "garbage"])  # fmt: skip
+def test_what_is_no_scripto_backend_is_broken(newest, raw_server, answer):
+    checks = examine(newest, "--api-key", KEY, "--api-url", raw_server(answer).url)
+    assert "error" in (checks["backend"]["status"], checks.get("key", {}).get("status"))
+
+
+def test_a_silent_backend_is_broken_in_time(newest, raw_server):
+    silent = raw_server(lambda connection: connection.recv(1))
+    begin = time.monotonic()
+    env = {"SCRIPTO_TIMEOUT": "1"}
+    checks = examine(newest, "--api-key", KEY, "--api-url", silent.url, env=env)
+    assert checks["backend"]["status"] == "error" and time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\0", b"[]", b'{"profiles": 3}', b"[" * 99999])
+def test_a_broken_profile_file_is_told_and_left_alone(newest, content):
+    newest.write_config(content)
+    checks = examine(newest, "--api-url", NOWHERE)
+    assert checks["profiles"]["status"] == "error"
+    assert str(newest.config) in checks["profiles"]["message"]
+    assert newest.config.read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo"])
+def test_what_is_no_file_in_its_place_is_broken_and_no_hang(newest, kind):
+    newest.config.parent.mkdir(parents=True)
+    os.mkdir(newest.config) if kind == "folder" else os.mkfifo(newest.config)
+    assert examine(newest, "--api-url", NOWHERE)["profiles"]["status"] == "error"
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o602, 0o666])
+def test_a_file_that_others_can_read_is_a_warning_and_stays(newest, raw_server, mode):
+    newest.write_config({"profiles": {"a": {"apiKey": KEY}}, "activeProfile": "a"}, mode)
+    url = at_time(raw_server, 0)
+    run = newest.run("doctor", "--json", "--api-key", KEY, "--api-url", url)
+    found = [each for each in run.data["checks"] if each["status"] == "warning"]
+    assert any("chmod 600 %s" % newest.config in each["nextAction"] for each in found)
+    assert newest.config.stat().st_mode & 0o777 == mode
+
+
+def test_a_home_of_another_user_is_told_before_a_code_is_spent(newest):
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    os.chown(str(newest.home), 12345, 12345)
+    assert newest.run("config", "set", "--api-key", KEY).status == 1
+    checks = examine(newest, "--api-url", NOWHERE)
+    found = [each["message"] for each in checks.values() if each["status"] != "ok"]
+    assert any(str(newest.home) in message for message in found)
+
+
+def test_no_home_is_told(newest):
+    checks = examine(newest, "--api-url", NOWHERE, env={"HOME": ""})
+    assert checks["profiles"]["status"] == "error"
+    assert "XDG_CONFIG_HOME" in checks["profiles"]["nextAction"]
+
+
+@pytest.mark.parametrize("env, words", [
+    ({"SCRIPTO_API_BASE_URL": "ftp://x"}, []),
+    ({"SCRIPTO_API_KEY": "nonsense"}, ["--api-url", NOWHERE]),
+    ({"SCRIPTO_TIMEOUT": "soon"}, ["--api-url", NOWHERE, "--api-key", KEY]),
+    ({}, ["--api-url", "http://backend.example", "--api-key", KEY]),
+    ({}, ["--api-url", NOWHERE, "--profile", "nobody"]),
+], ids=str)  # fmt: skip
+def test_a_wrong_setting_is_a_finding(newest, env, words):
+    broken = [each for each in examine(newest, *words, env=env).values()
+              if each["status"] == "error"]  # fmt: skip
+    assert broken and all(each["nextAction"] for each in broken)
+
+
+def test_a_stored_key_goes_nowhere_but_home(newest, raw_server):
+    home, stranger = raw_server(http_reply(USER)), raw_server(http_reply(USER))
+    newest.run("config", "set", "--api-key", KEY, "--api-url", home.url)
+    checks = examine(newest, "--api-url", stranger.url)
+    assert checks["access"]["status"] == "error" and home.url in checks["access"]["message"]
+    assert KEY.encode() not in b"".join(stranger.requests)
+
+
+# ---- TLS and proxies -----------------------------------------------------------
+
+
+def test_no_authorities_are_broken_for_https_and_a_warning_for_http(newest, tmp_path):
+    (tmp_path / "empty").mkdir()
+    env = {"SSL_CERT_FILE": str(tmp_path / "none"), "SSL_CERT_DIR": str(tmp_path / "empty")}
+    for scheme, status in (("https", "error"), ("http", "warning")):
+        url = scheme + "://127.0.0.1:1"
+        tls = examine(newest, "--api-key", KEY, "--api-url", url, env=env)["tls"]
+        assert tls["status"] == status and "ca-certificates" in tls["nextAction"]
+
+
+PASSWORDS = ["http://me:hunter2@127.0.0.1:1", "me:hunter2@127.0.0.1:1",
+             "http://me:hunter2@hunter2@127.0.0.1:1", "http://me:hunter2/x@127.0.0.1:1",
+             "http://hunter2@127.0.0.1:1", "http://me:%68unter2@127.0.0.1:1"]  # fmt: skip
+
+
+@pytest.mark.parametrize("proxy", PASSWORDS)
+def test_the_proxy_in_force_is_shown_without_its_password(newest, proxy):
+    words = ["--api-key", KEY, "--api-url", "https://backend.example"]
+    run = newest.run("doctor", *words, env={"https_proxy": proxy})
+    assert "127.0.0.1:1" in run.out and "unter2" not in run.out + run.err
+
+
+def test_a_proxy_that_is_not_in_force_is_not_named(newest, raw_server):
+    env = {"http_proxy": "http://proxy.example:3128"}
+    checks = examine(newest, "--api-key", KEY, "--api-url", at_time(raw_server, 0), env=env)
+    assert "proxy.example" not in checks["proxy"]["message"]
+    env.update(no_proxy="0.0.0.0", SCRIPTO_ALLOW_HTTP="1")
+    checks = examine(newest, "--api-key", KEY, "--api-url", "http://0.0.0.0:1", env=env)
+    assert "proxy.example" not in checks["proxy"]["message"]
+
+
+# ---- The clock -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("off, status", [
+    (0, "ok"), (20, "ok"), (-20, "ok"), (600, "warning"), (-600, "warning"),
+])  # fmt: skip
+def test_the_clock_is_held_against_the_backend_s(newest, raw_server, off, status):
+    checks = examine(newest, "--api-key", KEY, "--api-url", at_time(raw_server, off))
+    assert checks["clock"]["status"] == status
+    assert status == "ok" or "clock" in checks["clock"]["nextAction"]
+    assert checks["key"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("date", [
+    "", "yesterday", "Mon, 99 Foo 2024 99:99:99 GMT", "Mon, 01 Jan 99999 00:00:00 GMT",
+    "Mon, 01 Jan 0000 00:00:00 GMT", "Mon, 01 Jan 2026 00:00:00 +99999999999999999999",
+])  # fmt: skip
+def test_a_date_that_is_none_is_no_crash(newest, raw_server, date):
+    url = raw_server(http_reply(USER, 200, "Date: " + date)).url
+    checks = examine(newest, "--api-key", KEY, "--api-url", url)
+    assert checks["key"]["status"] == "ok"
+
+
+# ---- By looking only -----------------------------------------------------------
+
+
+def test_it_changes_nothing_on_a_machine_that_knows_nothing(newest):
+    examine(newest, "--api-url", NOWHERE)
+    assert list(newest.home.iterdir()) == []
+
+
+def test_it_changes_nothing_on_a_machine_that_is_signed_in(newest, backend):
+    newest.sign_in(backend)
+    newest.config.chmod(0o644)
+    before = snapshot(newest.home)
+    examine(newest)
+    assert snapshot(newest.home) == before
+    assert len(backend.mails()) == 1
+
+
+def test_it_asks_the_backend_nothing_that_costs(newest, raw_server):
+    server = raw_server(http_reply(USER))
+    examine(newest, "--api-key", KEY, "--api-url", server.url)
+    assert server.requests and all(each.startswith(b"GET ") for each in server.requests)
+
+
+@pytest.mark.parametrize("source", ["profile", "environment", "flag", "refused", "bad"])
+def test_it_never_shows_the_key(newest, raw_server, source):
+    url, key, words, env = at_time(raw_server, 0), KEY, [], {}
+    if source == "refused":
+        url = raw_server(http_reply({"error": "Unauthorized " + KEY}, 401)).url
+    if source == "bad":
+        key = KEY + " with white space"
+    if source == "profile":
+        newest.run("config", "set", "--api-key", key, "--api-url", url)
+    elif source == "environment":
+        env = {"SCRIPTO_API_KEY": key}
+    else:
+        words = ["--api-key", key]
+    for more in ([], ["--json"]):
+        run = newest.run("doctor", *words, "--api-url", url, *more, env=env)
+        assert run.out and KEY not in run.out + run.err

@@ -1,0 +1,1218 @@
+"""The profile file and the keys in it: nothing lost, nothing leaked, whatever happens to them."""
+import ctypes
+import fcntl
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import shlex
+import signal
+import socket
+import stat
+import subprocess
+import threading
+import time
+
+import pytest
+
+import conftest
+from conftest import EDGES, PYTHONS, Backend, Result, Scripto, http_reply, wait_until
+
+KEY = "scripto_" + "K3y" * 12
+OTHER_KEY = "scripto_" + "0th" * 12
+NOWHERE = "http://127.0.0.1:9"  # nothing listens at the discard port
+EMAILS = ("user%d@example.com" % number for number in itertools.count())
+DROP_FROM_BOUNDING_SET, FILE_CAPABILITIES = 24, (0, 1, 2, 3)  # <linux/prctl.h>, capability.h
+NEW_USER_NAMESPACE, UNKNOWN_UID = 0x10000000, 54321  # <linux/sched.h>
+
+
+def in_turn(name, cases):
+    """Parametrizes a test with cases, the oldest and the newest interpreter taking turns."""
+    ids = list(cases) if isinstance(cases, dict) else map(case_id, cases)
+    cases = cases.values() if isinstance(cases, dict) else cases
+    rows = [
+        pytest.param(python, *(case if "," in name else (case,)), id=case_name)
+        for python, case, case_name in zip(itertools.cycle(EDGES), cases, ids)
+    ]
+    return pytest.mark.parametrize("edge, " + name, rows)
+
+
+def case_id(case):
+    return getattr(case, "__name__", None) or " ".join(map(str, case)).replace(KEY, "KEY")
+
+
+def some_state(**top):
+    """Two profiles, the first one active."""
+    profile = {"apiKey": KEY, "email": "you@example.com", "userId": "user_1", "baseUrl": NOWHERE}
+    them = dict(profile, apiKey=OTHER_KEY, email="them@example.com")
+    return dict({"activeProfile": "you", "profiles": {"you": profile, "them": them}}, **top)
+
+
+def mode_of(path):
+    return stat.S_IMODE(os.stat(str(path)).st_mode)
+
+
+def files_beside(path):
+    """What lies in the file's folder, apart from the file itself and its lock."""
+    return {each.name for each in path.parent.iterdir()} - {path.name, path.name + ".lock"}
+
+
+def refusal(result, path=""):
+    """The error of a run that the profile file stopped, as the contract wants it."""
+    assert (result.status, result.error["code"]) == (1, "failed-precondition")
+    assert str(path) in result.error["message"] and result.error["nextAction"]
+    return result.error
+
+
+def store(scripto, name="new", key=OTHER_KEY, **more):
+    return scripto.run("config", "set", "--api-key", key, "--profile-name", name, "--json", **more)
+
+
+def without_privileges():
+    """For preexec_fn: makes root subject to file modes, as everybody else is."""
+    if os.geteuid() == 0:
+        for capability in FILE_CAPABILITIES:
+            ctypes.CDLL(None).prctl(DROP_FROM_BOUNDING_SET, capability, 0, 0, 0)
+
+
+def as_unknown_uid():
+    """For preexec_fn: this user by another number, of which no user database knows."""
+    outside = os.geteuid()
+    if ctypes.CDLL(None).unshare(NEW_USER_NAMESPACE):
+        raise OSError("no user namespaces here")
+    with open("/proc/self/uid_map", "w") as uid_map:
+        uid_map.write("%d %d 1" % (UNKNOWN_UID, outside))
+
+
+def minted(key=KEY, email="you@example.com"):
+    """The backend's answer to the right code."""
+    data = {"apiKey": key, "keyId": "key_1", "userId": "user_1", "email": email}
+    return http_reply({"success": True, "data": data})
+
+
+def complete(email, code, url):
+    return ["auth", "login-complete", "--email", email, "--code", code, "--api-url", url, "--json"]
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory):
+    """One backend for all the tests of this file; each signs in with an email of its own."""
+    folder = tmp_path_factory.mktemp("lasting")
+    backend = Backend(Scripto(PYTHONS[-1], folder / "home"), folder / "backend")
+    yield backend
+    backend.stop()
+
+
+@pytest.fixture
+def newest(tmp_path):
+    return Scripto(PYTHONS[-1], tmp_path / "home")
+
+
+@pytest.fixture
+def impatient(tmp_path):
+    """The program with another patience: it waits one second for a lock instead of many."""
+    source = open(conftest.PROGRAM, encoding="utf-8").read()
+    source, count = re.subn(r"(?m)^LOCK_SECONDS = [\d.]+", "LOCK_SECONDS = 1.0", source)
+    assert count == 1
+    path = tmp_path / "impatient.py"
+    path.write_text(source, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def hold_lock():
+    """Holds a file's lock until the test is over, as a program does that hangs in mid-write."""
+    held = []
+
+    def hold(config):
+        config.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        held.append(open(str(config) + ".lock", "w"))
+        fcntl.flock(held[-1], fcntl.LOCK_EX)
+        return held[-1]
+
+    yield hold
+    for file in held:
+        file.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """An empty file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=0700", "none", str(folder)]
+    try:
+        done = subprocess.run(mount, stderr=subprocess.DEVNULL).returncode == 0
+    except FileNotFoundError:
+        done = False
+    if not done:
+        pytest.skip("only root can mount")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def end_of(process, timeout=20):
+    return Result(process, *process.communicate(timeout=timeout))
+
+
+def wait_for_lock(process, config):
+    """Returns when the program has its lock file open, which is when it waits for the lock."""
+    lock, folder = str(config) + ".lock", "/proc/%d/fd" % process.pid
+
+    def has_it_open():
+        for name in os.listdir(folder):
+            try:
+                if os.readlink(os.path.join(folder, name)) == lock:
+                    return True
+            except FileNotFoundError:
+                pass  # closed in between
+
+    wait_until(has_it_open, what="the program to open its lock")
+
+
+def fill(folder):
+    """Leaves no byte free on the file system; returns the file that takes the room."""
+    path = folder / "filler"
+    with open(str(path), "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 512)
+        except OSError:
+            return path
+
+
+# ---- Whole at every moment ----------------------------------------------------
+
+
+def test_sixty_programs_writing_at_once_leave_sixty_profiles(tmp_path):
+    scriptos = itertools.cycle([Scripto(python, tmp_path / "home") for python in EDGES])
+    keys = {"p%d" % number: "scripto_key%d" % number for number in range(60)}
+    running = [
+        each.start("config", "set", "--api-key", key, "--profile-name", name)
+        for (name, key), each in zip(keys.items(), scriptos)
+    ]
+    results = [end_of(process, 60) for process in running]
+    assert [result.status for result in results] == [0] * 60
+    profiles = next(scriptos).state()["profiles"]
+    assert {name: profile["apiKey"] for name, profile in profiles.items()} == keys
+    assert not files_beside(next(scriptos).config)
+
+
+def test_different_commands_at_once_do_not_undo_each_other(tmp_path):
+    """Removals, a switch and additions meet: each has its effect and no other."""
+    scriptos = itertools.cycle([Scripto(python, tmp_path / "home") for python in EDGES])
+    scripto = next(scriptos)
+    profiles = {"old%d" % number: {"apiKey": KEY} for number in range(8)}
+    scripto.write_config({"activeProfile": "old0", "profiles": profiles})
+    running = [next(scriptos).start("logout", "old%d" % number) for number in range(4)]
+    running += [next(scriptos).start("use", "old7")]
+    running += [
+        next(scriptos).start("config", "set", "--api-key", KEY, "--profile-name", "new%d" % number)
+        for number in range(8)
+    ]
+    for process in running:
+        assert end_of(process, 60).status == 0
+    expected = {"old%d" % number for number in range(4, 8)} | {"new%d" % n for n in range(8)}
+    assert set(scripto.state()["profiles"]) == expected
+
+
+def kill_in_mid_write(scripto, delay, *words):
+    """Starts the command and kills it some time after its temporary file appeared (or its
+    normal end, if that is earlier); returns whether the kill came first."""
+    beside = scripto.config.with_name("config.json.tmp")
+    if beside.exists():
+        beside.unlink()
+    process = scripto.start(*words)
+    end = time.monotonic() + 20
+    while not beside.exists() and process.poll() is None and time.monotonic() < end:
+        pass
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("python_at", (0, -1), ids=("oldest", "newest"))
+def test_kill_9_in_mid_write_leaves_a_whole_file_and_no_held_lock(python_at, tmp_path):
+    scripto = Scripto(PYTHONS[python_at], tmp_path / "home")
+    filler = "x" * 1500000  # so that a write takes a while
+    scripto.write_config(some_state(filler=filler))
+    names, kills = {"you", "them"}, 0
+    chance = random.Random(1)
+    for number in range(12):
+        words = ["config", "set", "--api-key", KEY, "--profile-name", "p%d" % number]
+        kills += kill_in_mid_write(scripto, chance.random() * 0.01, *words)
+        state = scripto.state()
+        assert names <= set(state["profiles"]) <= names | {"p%d" % number}
+        assert state["filler"] == filler and mode_of(scripto.config) == 0o600
+        assert files_beside(scripto.config) <= {"config.json.tmp"}
+        names = set(state["profiles"])
+    assert kills >= 3, "the kills came too late to test anything"
+    assert store(scripto, timeout=10).data["profile"] == "new"
+    assert not files_beside(scripto.config)
+
+
+def test_kill_9_at_any_moment_of_a_run_loses_nothing(newest):
+    newest.write_config(some_state())
+    start = time.monotonic()
+    store(newest).data
+    whole_run = time.monotonic() - start
+    before, chance = newest.state(), random.Random(2)
+    for _ in range(12):
+        process = newest.start("logout", "new")
+        time.sleep(chance.random() * whole_run)
+        process.kill()
+        process.communicate()
+        assert set(newest.state()["profiles"]) in ({"you", "them", "new"}, {"you", "them"})
+        assert store(newest, timeout=10).status == 0
+    assert set(newest.state()["profiles"]) == set(before["profiles"])
+    assert not files_beside(newest.config)
+
+
+def test_a_reader_never_sees_half_a_file(newest):
+    """The file is read over and over while programs rewrite it."""
+    newest.write_config(some_state(filler="x" * 500000))
+    writers = [newest.start("use", name) for name in ("you", "them") * 5]
+    while any(writer.poll() is None for writer in writers):
+        state = newest.state()
+        assert set(state["profiles"]) == {"you", "them"} and len(state["filler"]) == 500000
+    for writer in writers:
+        writer.communicate()
+        assert writer.returncode == 0
+
+
+@in_turn("words", (
+    ["config", "set", "--api-key", KEY, "--json"], ["use", "you", "--json"],
+    ["logout", "you", "--json"], ["config", "clear", "--yes", "--json"],
+    complete("you@example.com", "123456", NOWHERE),
+))  # fmt: skip
+def test_a_held_lock_is_a_clear_error_and_not_a_hang(words, scripto, impatient, hold_lock):
+    scripto.write_config(some_state())
+    hold_lock(scripto.config)
+    start = time.monotonic()
+    refusal(scripto.run(*words, program=impatient), scripto.config)
+    assert scripto.state() == some_state() and time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("words", (("use",), ("auth", "token"), ("config", "show")), ids="-".join)
+def test_what_only_reads_waits_for_no_lock(words, newest, hold_lock):
+    newest.write_config(some_state())
+    hold_lock(newest.config)
+    assert newest.run(*words, timeout=10).status == 0
+
+
+def test_a_command_waits_for_the_writer_before_it(newest, hold_lock):
+    newest.write_config(some_state())
+    with hold_lock(newest.config):
+        process = newest.start("use", "them")
+        wait_for_lock(process, newest.config)
+        assert process.poll() is None and newest.state()["activeProfile"] == "you"
+    assert end_of(process).status == 0
+    assert newest.state()["activeProfile"] == "them"
+
+
+def test_a_left_over_temporary_file_is_no_obstacle(scripto):
+    scripto.write_config(some_state())
+    beside = scripto.config.with_name("config.json.tmp")
+    beside.write_text("half a fi")
+    beside.chmod(0o444)
+    assert store(scripto).status == 0
+    assert not files_beside(scripto.config) and "new" in scripto.state()["profiles"]
+
+
+def test_a_temporary_file_that_is_a_link_is_not_written_through(scripto, tmp_path):
+    scripto.write_config(some_state())
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    scripto.config.with_name("config.json.tmp").symlink_to(victim)
+    store(scripto)
+    assert victim.read_text() == "precious" and mode_of(scripto.config) == 0o600
+
+
+# ---- A file that cannot be understood ------------------------------------------
+
+GOOD = json.dumps(some_state()).encode()
+BAD_FILES = {
+    "truncated": GOOD[:-30],
+    "empty": b"",
+    "blank": b" \n",
+    "zeros": b"\0" * 300,
+    "binary": bytes(range(256)) * 20,
+    "utf-16": GOOD.decode().encode("utf-16"),
+    "invalid-utf-8": GOOD.replace(b"user_1", b"user_\xff"),
+    "list": b"[1, 2]",
+    "text": b'"profiles"',
+    "null": b"null",
+    "profiles-list": b'{"profiles": ["you"]}',
+    "profiles-null": b'{"activeProfile": "you", "profiles": null}',
+    "profile-text": b'{"activeProfile": "you", "profiles": {"you": "%s"}}' % KEY.encode(),
+    "active-number": b'{"activeProfile": 1, "profiles": {"you": {}}}',
+    "nested-lists": b'{"profiles": {}, "x": ' + b"[" * 100000 + b"]" * 100000 + b"}",
+    "nested-objects": b'{"profiles":' * 100000 + b"{}" + b"}" * 100000,
+    "unclosed": b"[" * 1000000,
+    "too-large": GOOD + b" " * (5 << 20),
+    "too-large-zeros": b"\0" * (5 << 20),
+}
+COMMANDS = [  # every command that reads or writes the profile file
+    ["use"], ["use", "you"], ["logout"], ["logout", "you"], ["config", "show"],
+    ["config", "clear", "--yes"], ["config", "clear", "--profile", "you", "--yes"],
+    ["config", "set", "--api-key", KEY], ["auth", "token"], ["auth", "token", "--profile", "you"],
+    ["whoami"], ["whoami", "--profile", "you"],
+    ["auth", "login-request", "--email", "you@example.com", "--profile", "you"],
+    ["auth", "login-complete", "--email", "you@example.com", "--code", "123456"],
+]  # fmt: skip
+OFFLINE = {"HTTPS_PROXY": NOWHERE, "SCRIPTO_TIMEOUT": "5"}  # should production be asked after all
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=case_id)
+def test_no_command_takes_a_bad_file_for_an_empty_one(words, newest):
+    """Each command says which file it is and what to do, and leaves it byte for byte."""
+    for name in ("truncated", "binary", "list", "nested-objects"):
+        newest.write_config(BAD_FILES[name])
+        refusal(newest.run(*words, "--json", env=OFFLINE), newest.config)
+        assert newest.config.read_bytes() == BAD_FILES[name]
+    assert not files_beside(newest.config)
+
+
+@pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES)
+def test_a_bad_file_of_any_kind_is_reported_and_stays(content, scripto, raw_server):
+    """It costs no code either."""
+    server = raw_server(minted())
+    scripto.write_config(content)
+    refusal(scripto.run(*complete("you@example.com", "123456", server.url)), scripto.config)
+    assert scripto.config.read_bytes() == content and not server.requests
+
+
+@pytest.mark.parametrize("content", (GOOD[:-30], b"", b"[]"), ids=("truncated", "empty", "list"))
+def test_doctor_names_the_bad_file_and_leaves_it_alone(content, scripto):
+    scripto.write_config(content)
+    result = scripto.run("doctor", "--api-url", NOWHERE)
+    assert result.status == 1 and str(scripto.config) in result.out
+    assert scripto.config.read_bytes() == content
+    assert os.listdir(str(scripto.config.parent)) == ["config.json"]
+
+
+def test_the_hint_for_a_bad_file_mends_the_situation(scripto):
+    """`mv …` in the hint can be pasted, also where the path needs quoting."""
+    home = Scripto(scripto.python, scripto.home / "my home; touch x")
+    home.write_config(b"{")
+    command = re.search("mv .*", refusal(store(home), home.config)["nextAction"]).group()
+    subprocess.run(command, shell=True, check=True, cwd=str(home.home))
+    assert store(home).status == 0 and not (home.home / "x").exists()
+
+
+def test_a_file_nested_almost_too_deeply_is_kept_or_refused(scripto):
+    """What can be read but not be written again must not get lost in between."""
+    for depth in (150, 300, 600, 900):
+        nest = b"[" * depth + b"]" * depth
+        content = b'{"profiles": {}, "x": ' + nest + b"}"
+        scripto.write_config(content)
+        if store(scripto).status:
+            assert scripto.config.read_bytes() == content
+        else:
+            assert nest in b"".join(scripto.config.read_bytes().split())
+
+
+def test_a_file_that_grows_by_a_write_can_still_be_read(newest):
+    """Escapes and indentation make more of it than there was: refused, or read again."""
+    content = json.dumps(some_state(x="é" * 1500000), ensure_ascii=False).encode()
+    newest.write_config(content)
+    if store(newest).status:
+        assert newest.config.read_bytes() == content
+    else:
+        assert newest.run("use", "--json").status == 0
+
+
+def test_a_byte_order_mark_is_read_past(scripto):
+    scripto.write_config(b"\xef\xbb\xbf" + GOOD)
+    assert scripto.run("auth", "token").out.strip() == KEY
+    store(scripto).data
+    assert set(scripto.state()["profiles"]) == {"you", "them", "new"}
+
+
+# ---- Something else in a file's place -------------------------------------------
+
+
+def put_fifo(path):
+    os.mkfifo(str(path), 0o600)
+
+
+def put_device(path):
+    """/dev/zero, which never ends; by a link for who may not make a device."""
+    try:
+        os.mknod(str(path), 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+    except PermissionError:
+        path.symlink_to("/dev/zero")
+
+
+def put_folder(path):
+    path.mkdir()
+    (path / "content").write_text("precious")
+
+
+def put_socket(path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = os.getcwd()
+        os.chdir(str(path.parent))  # a socket's path has room for 107 bytes only
+        try:
+            listener.bind(path.name)
+        finally:
+            os.chdir(here)
+
+
+def put_looping_link(path):
+    path.symlink_to(path)
+
+
+THINGS = [put_fifo, put_device, put_folder, put_socket, put_looping_link]
+
+
+@pytest.fixture(params=THINGS, ids=lambda put: put.__name__[4:])
+def thing(request):
+    return request.param
+
+
+def put_in_place(thing, scripto):
+    scripto.config.parent.mkdir(parents=True, mode=0o700)
+    thing(scripto.config)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=case_id)
+def test_no_command_hangs_at_a_fifo_in_the_files_place(words, newest):
+    put_in_place(put_fifo, newest)
+    refusal(newest.run(*words, "--json", env=OFFLINE, timeout=20), newest.config)
+
+
+def test_what_is_in_the_files_place_is_reported_and_stays(thing, scripto, raw_server):
+    """It costs no code either."""
+    server = raw_server(minted())
+    put_in_place(thing, scripto)
+    before = os.lstat(str(scripto.config))
+    for words in (["use", "--json"], complete("you@example.com", "123456", server.url)):
+        refusal(scripto.run(*words, timeout=20), scripto.config)
+    after = os.lstat(str(scripto.config))
+    assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
+    assert not files_beside(scripto.config) and not server.requests
+
+
+@pytest.mark.parametrize("content", (b"", GOOD), ids=("silent", "good"))
+def test_a_fifo_with_a_writer_is_no_profile_file_either(content, scripto):
+    put_in_place(put_fifo, scripto)
+    writer = os.open(str(scripto.config), os.O_RDWR | os.O_NONBLOCK)
+    try:
+        os.write(writer, content)
+        refusal(store(scripto, timeout=20), scripto.config)
+        assert stat.S_ISFIFO(os.lstat(str(scripto.config)).st_mode)
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize("suffix", (".lock", ".tmp"))
+def test_no_hang_and_no_loss_at_what_is_in_a_side_files_place(thing, suffix, newest):
+    """It may work all the same; where it does not, the error comes at once."""
+    newest.write_config(GOOD)
+    thing(newest.config.with_name("config.json" + suffix))
+    result = store(newest, timeout=20)
+    if result.status:
+        refusal(result, newest.config)
+        assert newest.config.read_bytes() == GOOD
+    else:
+        assert set(newest.state()["profiles"]) == {"you", "them", "new"}
+
+
+def test_a_link_stays_a_link(scripto, tmp_path, lasting):
+    """Every command that writes changes what the link leads to."""
+    real = tmp_path / "dotfiles" / "scripto.json"
+    real.parent.mkdir(mode=0o755)
+    real.write_bytes(GOOD)
+    scripto.config.parent.mkdir(parents=True, mode=0o700)
+    scripto.config.symlink_to(os.path.relpath(str(real), str(scripto.config.parent)))
+    store(scripto).data
+    scripto.run("use", "them", "--json").data
+    scripto.run("logout", "you", "--json").data
+    name = scripto.sign_in(lasting, next(EMAILS))["profile"]
+    assert scripto.config.is_symlink() and not real.is_symlink()
+    assert set(json.loads(real.read_text())["profiles"]) == {"them", "new", name}
+    assert mode_of(real) == 0o600 and mode_of(real.parent) == 0o755
+    assert not files_beside(real)
+
+
+def test_a_linked_folder_stays_a_link(scripto, tmp_path):
+    real = tmp_path / "dotfiles"
+    real.mkdir(mode=0o755)
+    scripto.config.parent.parent.mkdir()
+    scripto.config.parent.symlink_to(real)
+    store(scripto).data
+    assert scripto.config.parent.is_symlink() and mode_of(real / "config.json") == 0o600
+
+
+def test_a_link_that_leads_nowhere_is_filled(scripto, tmp_path):
+    scripto.config.parent.mkdir(parents=True, mode=0o700)
+    scripto.config.symlink_to(tmp_path / "later.json")
+    assert scripto.run("use", "--json").data["profiles"] == []
+    store(scripto).data
+    assert scripto.config.is_symlink() and mode_of(tmp_path / "later.json") == 0o600
+    assert set(scripto.state()["profiles"]) == {"new"}
+
+
+def test_a_link_to_a_missing_folder_costs_no_code_or_works(scripto, tmp_path, raw_server):
+    server = raw_server(minted())
+    scripto.config.parent.mkdir(parents=True, mode=0o700)
+    scripto.config.symlink_to(tmp_path / "later" / "config.json")
+    result = scripto.run(*complete("you@example.com", "123456", server.url))
+    assert scripto.config.is_symlink()
+    assert result.status == 0 or (refusal(result, scripto.config) and not server.requests)
+
+
+# ---- A home that cannot be written: an error before the code is spent -------------
+
+
+def missing_home(scripto, request):
+    return {"env": {"HOME": str(scripto.home / "gone")}}
+
+
+def home_is_a_file(scripto, request):
+    (scripto.home / "gone").write_text("")
+    return {"env": {"HOME": str(scripto.home / "gone")}}
+
+
+def no_home_at_all(scripto, request):
+    try:
+        subprocess.run(["true"], preexec_fn=as_unknown_uid)
+    except subprocess.SubprocessError:
+        pytest.skip("no user namespaces here")
+    return {"env": {"HOME": None}, "preexec_fn": as_unknown_uid}
+
+
+def read_only_config_folder(scripto, request):
+    (scripto.home / ".config").mkdir(mode=0o500)
+    return {"preexec_fn": without_privileges}
+
+
+def read_only_scripto_folder(scripto, request):
+    scripto.write_config(GOOD)
+    scripto.config.parent.chmod(0o500)
+    return {"preexec_fn": without_privileges}
+
+
+def closed_scripto_folder(scripto, request):
+    scripto.write_config(GOOD)
+    scripto.config.parent.parent.chmod(0o000)
+    request.addfinalizer(lambda: scripto.config.parent.parent.chmod(0o700))
+    return {"preexec_fn": without_privileges}
+
+
+def unreadable_file(scripto, request):
+    scripto.write_config(GOOD, mode=0o000)
+    return {"preexec_fn": without_privileges}
+
+
+def read_only_disk(scripto, request):
+    disk = request.getfixturevalue("small_disk")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    return {"env": {"XDG_CONFIG_HOME": str(disk)}}
+
+
+def folder_is_a_file(scripto, request):
+    (scripto.home / ".config").write_text("")
+    return {}
+
+
+def home_of_another_user(scripto, request):
+    """Root could write there, and would lock the owner out of a file; others cannot at all."""
+    if os.geteuid():
+        return {"env": {"HOME": "/"}}
+    for path in (scripto.home, *scripto.home.glob("**/*")):
+        os.chown(str(path), 12345, 12345)
+    return {}
+
+
+def config_folder_of_another_user(scripto, request):
+    if os.geteuid():
+        pytest.skip("only root can give a folder away")
+    scripto.config.parent.parent.mkdir()
+    os.chown(str(scripto.config.parent.parent), 12345, 12345)
+    return {"preexec_fn": without_privileges}
+
+
+def full_disk(scripto, request):
+    disk = request.getfixturevalue("small_disk")
+    fill(disk)
+    return {"env": {"XDG_CONFIG_HOME": str(disk)}}
+
+
+def disk_full_beside_the_file(scripto, request):
+    """There is a file already, and a little room, but not for another one."""
+    disk = request.getfixturevalue("small_disk")
+    (disk / "scripto").mkdir(mode=0o700)
+    (disk / "scripto" / "config.json").write_text(json.dumps(some_state(x="x" * 20000)))
+    (disk / "scripto" / "config.json.lock").write_text("")
+    with open(str(fill(disk)), "r+b") as filler:
+        filler.truncate(filler.seek(0, os.SEEK_END) - 12288)
+    return {"env": {"XDG_CONFIG_HOME": str(disk)}}
+
+
+def no_byte_may_be_written(scripto, request):
+    """As a quota, or a full disk where nothing can be mounted."""
+    limit = (resource.RLIMIT_FSIZE, (0, 0))
+    return {"preexec_fn": lambda: resource.setrlimit(*limit)}
+
+
+def no_room_for_one_more_profile(scripto, request):
+    """The file as it is can be written again, but not with a new profile in it."""
+    scripto.write_config(json.dumps(some_state(), indent=2) + "\n")
+    size = scripto.config.stat().st_size
+    limit = (resource.RLIMIT_FSIZE, (size + 10, size + 10))
+    return {"preexec_fn": lambda: resource.setrlimit(*limit)}
+
+
+BROKEN_HOMES = [
+    missing_home, home_is_a_file, no_home_at_all, read_only_config_folder,
+    read_only_scripto_folder, closed_scripto_folder, unreadable_file, read_only_disk,
+    folder_is_a_file, home_of_another_user, config_folder_of_another_user, full_disk,
+    disk_full_beside_the_file, no_byte_may_be_written, no_room_for_one_more_profile,
+]  # fmt: skip
+
+
+@in_turn("breakage", BROKEN_HOMES)
+def test_a_home_that_cannot_be_written_costs_no_code(breakage, scripto, lasting, tmp_path, request):
+    """The code still works afterwards, from a home that is well."""
+    email, well = next(EMAILS), Scripto(PYTHONS[-1], tmp_path / "well")
+    login = ["auth", "login-request", "--email", email, "--api-url", lasting.url]
+    assert well.run(*login).status == 0
+    words = complete(email, lasting.code_for(email), lasting.url)
+    refusal(scripto.run(*words, timeout=20, **breakage(scripto, request)))
+    assert well.run(*words).data["email"] == email
+
+
+@in_turn("breakage", (
+    read_only_scripto_folder, unreadable_file, home_of_another_user, no_byte_may_be_written,
+))  # fmt: skip
+def test_a_write_that_fails_leaves_the_file_as_it_was(breakage, scripto, request):
+    scripto.write_config(GOOD)
+    how = breakage(scripto, request)
+    folder_mode = mode_of(scripto.config.parent)
+    for words in (["config", "set", "--api-key", KEY], ["use", "them"], ["logout", "you"]):
+        if how.get("env", {}).get("HOME") != "/":
+            refusal(scripto.run(*words, "--json", **how), scripto.config)
+    assert scripto.config.read_bytes() == GOOD and not files_beside(scripto.config)
+    assert mode_of(scripto.config.parent) == folder_mode
+
+
+def test_a_full_disk_keeps_the_file_and_leaves_no_litter(scripto, small_disk):
+    env = {"XDG_CONFIG_HOME": str(small_disk)}
+    store(scripto, "first", KEY, env=env).data
+    config = small_disk / "scripto" / "config.json"
+    content, filler = config.read_bytes(), fill(small_disk)
+    refusal(store(scripto, env=env), config)
+    assert config.read_bytes() == content and not files_beside(config)
+    assert scripto.run("auth", "token", env=env).out.strip() == KEY
+    filler.unlink()
+    assert store(scripto, env=env).status == 0
+
+
+def test_without_a_home_the_hint_names_the_ways_out_and_they_work(scripto, request, raw_server):
+    how = no_home_at_all(scripto, request)
+    hint = refusal(store(scripto, **how))["nextAction"]
+    assert "XDG_CONFIG_HOME" in hint and "SCRIPTO_API_KEY" in hint
+    folder = {"HOME": None, "XDG_CONFIG_HOME": str(scripto.home)}
+    assert store(scripto, **dict(how, env=folder)).status == 0
+    key = {"HOME": None, "SCRIPTO_API_KEY": KEY}
+    server = raw_server(http_reply({"user": {"id": "u", "email": "e@example.com", "name": "n"}}))
+    words = ["whoami", "--api-url", server.url, "--json"]
+    assert scripto.run(*words, **dict(how, env=key)).data["keySource"] == "SCRIPTO_API_KEY"
+    assert scripto.run("auth", "token", **dict(how, env=key)).out.strip() == KEY
+
+
+@pytest.mark.parametrize("value", ("", "relative/folder", "."))
+def test_an_xdg_variable_that_is_no_absolute_path_is_ignored(value, newest, tmp_path):
+    store(newest, env={"XDG_CONFIG_HOME": value}, cwd=str(tmp_path)).data
+    assert set(newest.state()["profiles"]) == {"new"}
+    assert not list(tmp_path.glob("**/relative"))
+
+
+# ---- The key of a spent code is not lost ------------------------------------------
+
+
+def junk_in_the_file(scripto):
+    scripto.config.write_bytes(b"{")
+    return scripto.config.unlink
+
+
+def folder_in_the_temporary_files_place(scripto):
+    folder = scripto.config.with_name("config.json.tmp")
+    folder.mkdir()
+    return folder.rmdir
+
+
+def file_in_the_folders_place(scripto):
+    folder, aside = scripto.config.parent, scripto.home / "aside"
+    folder.rename(aside)
+    folder.write_text("")
+
+    def mend():
+        folder.unlink()
+        aside.rename(folder)
+
+    return mend
+
+
+def breaking_server(raw_server, scripto, breakage):
+    """A backend that mints a key after something broke the profile file; and what mends it."""
+    menders = []
+
+    def answer(connection):
+        menders.append(breakage(scripto))
+        connection.sendall(minted())
+
+    return raw_server(answer), menders
+
+
+@in_turn("breakage", (
+    junk_in_the_file, folder_in_the_temporary_files_place, file_in_the_folders_place,
+))  # fmt: skip
+@pytest.mark.parametrize("as_json", (True, False), ids=("json", "human"))
+def test_a_key_that_cannot_be_stored_is_handed_over_once(breakage, as_json, scripto, raw_server):
+    """With the command that stores it, which then does just that."""
+    server, menders = breaking_server(raw_server, scripto, breakage)
+    words = complete("you@example.com", "123456", server.url)
+    result = scripto.run(*words[: None if as_json else -1])
+    assert result.status == 1 and (result.out + result.err).count(KEY) == 1
+    assert (KEY in result.out) is as_json
+    shown = refusal(result)["nextAction"] if as_json else result.err
+    command = shlex.split(re.search("scripto config set .*", shown).group())
+    menders[0]()
+    assert scripto.run(*command[1:]).status == 0
+    assert scripto.run("auth", "token").out.strip() == KEY
+    profile = scripto.state()["profiles"][scripto.state()["activeProfile"]]
+    assert (profile["apiKey"], profile["baseUrl"]) == (KEY, server.url)
+
+
+def test_a_disk_that_fills_in_mid_sign_in_does_not_lose_the_key(scripto, small_disk, raw_server):
+    scripto.env["XDG_CONFIG_HOME"] = str(small_disk)
+
+    def answer(connection):
+        fill(small_disk)
+        connection.sendall(minted())
+
+    words = complete("you@example.com", "123456", raw_server(answer).url)
+    command = shlex.split(re.search("scripto .*", refusal(scripto.run(*words))["nextAction"])[0])
+    (small_disk / "filler").unlink()
+    assert scripto.run(*command[1:]).status == 0
+    assert scripto.run("auth", "token").out.strip() == KEY
+
+
+def test_the_command_that_stores_a_handed_over_key_takes_no_other_ones_place(newest, raw_server):
+    """Another's profile has the name that the email gives: it is still there afterwards."""
+    state = some_state()
+    state["profiles"]["you"].update(email="you@elsewhere.example", apiKey=OTHER_KEY)
+
+    newest.write_config(state)
+    server, menders = breaking_server(raw_server, newest, folder_in_the_temporary_files_place)
+    error = refusal(newest.run(*complete("you@example.com", "123456", server.url)))
+    menders[0]()
+    newest.run(*shlex.split(re.search("scripto .*", error["nextAction"]).group())[1:])
+    profiles = newest.state()["profiles"]
+    assert profiles["you"]["apiKey"] == OTHER_KEY
+    assert KEY in [profile["apiKey"] for profile in profiles.values()]
+
+
+def test_ctrl_c_after_the_code_was_spent_still_hands_the_key_over(scripto, raw_server, hold_lock):
+    answered = threading.Event()
+
+    def answer(connection):
+        hold_lock(scripto.config)
+        connection.sendall(minted())
+        answered.set()
+
+    process = scripto.start(*complete("you@example.com", "123456", raw_server(answer).url))
+    assert answered.wait(20)
+    wait_for_lock(process, scripto.config)
+    process.send_signal(signal.SIGINT)
+    result = end_of(process)
+    assert result.status != 0 and KEY in result.error["nextAction"]
+
+
+@pytest.mark.parametrize("as_json", (True, False), ids=("json", "human"))
+@in_turn("words", (
+    ["whoami", "--api-key", KEY], ["auth", "login-request", "--email", "you@example.com"],
+    ["auth", "login-complete", "--email", "you@example.com", "--code", "123456"],
+))  # fmt: skip
+def test_ctrl_c_while_the_backend_thinks_is_130(words, as_json, scripto, raw_server):
+    thinking, done = threading.Event(), threading.Event()
+
+    def answer(connection):
+        thinking.set()
+        done.wait(30)
+
+    url = raw_server(answer).url
+    process = scripto.start(*words, "--api-url", url, *["--json"] * as_json)
+    assert thinking.wait(20)
+    process.send_signal(signal.SIGINT)
+    result = end_of(process)
+    done.set()
+    assert result.status == 130
+    assert not as_json or result.error["code"] == "cancelled"
+
+
+def test_ctrl_c_while_waiting_for_a_lock_is_130_and_changes_nothing(scripto, hold_lock):
+    scripto.write_config(GOOD)
+    hold_lock(scripto.config)
+    process = scripto.start("use", "them", "--json")
+    wait_for_lock(process, scripto.config)
+    process.send_signal(signal.SIGINT)
+    result = end_of(process)
+    assert result.status == 130 and result.error["code"] == "cancelled"
+    assert scripto.config.read_bytes() == GOOD
+
+
+# ---- Modes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("umask", (0o000, 0o022, 0o077, 0o777), ids="{:04o}".format)
+def test_file_and_folders_are_private_whatever_the_umask(umask, scripto):
+    """The XDG Base Directory specification wants the folders on the way 0700, too."""
+
+    def before():
+        without_privileges()
+        os.umask(umask)
+
+    assert store(scripto, preexec_fn=before).status == 0
+    assert mode_of(scripto.config) == 0o600
+    assert mode_of(scripto.config.parent) == mode_of(scripto.config.parent.parent) == 0o700
+    assert not mode_of(str(scripto.config) + ".lock") & 0o077
+    assert store(scripto, "again", preexec_fn=without_privileges).status == 0
+
+
+def test_the_file_is_private_from_its_first_byte(newest):
+    """Under the widest umask, the modes of what stands in the folder are looked at all along."""
+    newest.write_config(some_state(filler="x" * 3000000))
+    seen = set()
+    process = newest.start("use", "them", preexec_fn=lambda: os.umask(0))
+    while process.poll() is None:
+        for entry in os.scandir(str(newest.config.parent)):
+            try:
+                seen.add((entry.name, stat.S_IMODE(os.lstat(entry.path).st_mode)))
+            except FileNotFoundError:
+                pass
+    process.communicate()
+    assert ("config.json.tmp", 0o600) in seen
+    assert {mode for _, mode in seen} == {0o600}
+
+
+def test_the_file_is_private_from_the_moment_of_its_creation(scripto, tmp_path):
+    """Not a moment later: who opened it in between would go on reading it."""
+    spy = tmp_path / "spy.py"
+    spy.write_text(
+        "import os, runpy, sys\n"
+        "real = os.open\n"
+        "def spy(path, flags, mode=0o777, **more):\n"
+        "    descriptor = real(path, flags, mode, **more)\n"
+        "    if flags & os.O_CREAT:\n"
+        "        print('%s %o' % (path, os.fstat(descriptor).st_mode), file=sys.stderr)\n"
+        "    return descriptor\n"
+        "os.open = spy\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    words = [conftest.PROGRAM, "config", "set", "--api-key", KEY]
+    result = scripto.run(*words, program=str(spy), preexec_fn=lambda: os.umask(0))
+    created = dict(line.rsplit(" ", 1) for line in result.err.splitlines())
+    assert result.status == 0 and str(scripto.config) + ".tmp" in created
+    assert set(created.values()) == {"100600"}
+
+
+@in_turn("mode", {"0644": 0o644, "0640": 0o640, "0604": 0o604, "0666": 0o666})
+def test_a_file_that_others_can_read_is_mentioned_and_tightened(mode, scripto):
+    scripto.write_config(GOOD, mode)
+    for words in (["use"], ["auth", "token"], ["config", "show"], ["use", "them"]):
+        result = scripto.run(*words)
+        assert result.status == 0 and str(scripto.config) in result.err, words
+    assert mode_of(scripto.config) == 0o600
+    assert not scripto.run("use").err
+
+
+def test_a_folder_that_others_can_enter_is_tightened_by_a_write(scripto):
+    scripto.write_config(GOOD)
+    scripto.config.parent.chmod(0o755)
+    scripto.run("use", "them", "--json").data
+    assert mode_of(scripto.config.parent) == 0o700
+
+
+def test_doctor_mentions_a_file_that_others_can_read(newest):
+    """One warning more than for a private file; and it changes nothing."""
+
+    def warnings():
+        checks = newest.run("doctor", "--api-url", NOWHERE, "--json").envelope["data"]["checks"]
+        return [check["nextAction"] for check in checks if check["status"] == "warning"]
+
+    newest.write_config(GOOD)
+    usual = warnings()
+    newest.config.chmod(0o644)
+    assert len(warnings()) == len(usual) + 1 and mode_of(newest.config) == 0o644
+
+
+# ---- Members that are not ours ------------------------------------------------------
+
+
+def test_unknown_members_survive_every_write(scripto, lasting):
+    extra = {"deep": [1, None, {"é\u2028": True}], "big": 2**70, "half": "\ud800", "real": 0.1}
+    email = next(EMAILS)
+    scripto.write_config({"extra": extra, "profiles": {}, "version": 3})
+    scripto.sign_in(lasting, email)
+    state = scripto.state()
+    mine = state["activeProfile"]
+    state["profiles"][mine]["extra"] = extra
+    state["profiles"]["them"] = {"apiKey": OTHER_KEY, "theirs": extra}
+    scripto.write_config(state)
+    scripto.sign_in(lasting, email)
+    store(scripto, "them", KEY).data
+    store(scripto, "gone", KEY).data
+    scripto.run("use", mine, "--json").data
+    scripto.run("logout", "gone", "--json").data
+    state = scripto.state()
+    assert (state["extra"], state["version"]) == (extra, 3)
+    assert state["profiles"][mine]["extra"] == state["profiles"]["them"]["theirs"] == extra
+    assert set(state["profiles"]) == {mine, "them"}
+    scripto.run("config", "clear", "--yes", "--json").data
+    assert (scripto.state()["extra"], scripto.state()["profiles"]) == (extra, {})
+
+
+def test_what_is_written_is_json_for_every_program(scripto):
+    """Infinity is none: a number that is too large for a float stays, or is refused."""
+    scripto.write_config(b'{"profiles": {}, "x": 1e400}')
+    store(scripto)
+
+    def refuse(constant):
+        raise AssertionError(constant + " is not JSON")
+
+    json.loads(scripto.config.read_text(), parse_constant=refuse)
+
+
+@in_turn("profile", (
+    {}, {"apiKey": None}, {"apiKey": 7}, {"apiKey": "sk-other"}, {"apiKey": "scripto_a\nb"},
+    {"apiKey": KEY, "baseUrl": 7}, {"apiKey": KEY, "baseUrl": "ftp://x"},
+))  # fmt: skip
+def test_a_profile_that_makes_no_sense_is_an_error_and_stays(profile, scripto):
+    scripto.write_config({"activeProfile": "odd", "profiles": {"odd": profile}})
+    before = scripto.config.read_bytes()
+    error = scripto.run("whoami", "--json", env=OFFLINE).error
+    assert error["code"] in ("unauthenticated", "failed-precondition") and error["nextAction"]
+    assert scripto.run("use").status == scripto.run("config", "show").status == 0
+    assert scripto.config.read_bytes() == before
+    store(scripto).data
+    assert scripto.state()["profiles"]["odd"] == profile
+
+
+# ---- Which key ------------------------------------------------------------------------
+
+UNKNOWN = [
+    ["whoami", "--profile", "nobody"], ["auth", "token", "--profile", "nobody"],
+    ["auth", "login-request", "--email", "you@example.com", "--profile", "nobody"],
+    ["auth", "login-complete", "--email", "you@example.com", "--code", "123456",
+     "--profile", "nobody"],
+    ["config", "show", "--profile", "nobody"],
+    ["config", "clear", "--yes", "--profile", "nobody"], ["use", "nobody"], ["logout", "nobody"],
+]  # fmt: skip
+
+
+@in_turn("words", UNKNOWN)
+def test_an_unknown_profile_is_not_found_even_where_the_environment_wins(words, scripto):
+    scripto.write_config(GOOD)
+    for env in ({}, {"SCRIPTO_API_KEY": KEY, "SCRIPTO_API_BASE_URL": NOWHERE}):
+        result = scripto.run(*words, "--json", env=env)
+        assert result.status == 1, result.out
+        assert result.error["code"] == "not-found" and result.error["nextAction"]
+    assert scripto.config.read_bytes() == GOOD
+
+
+@pytest.mark.parametrize("words", (["whoami"], ["auth", "token"]), ids=" ".join)
+def test_a_key_of_the_environment_that_overrides_a_named_profile_is_mentioned(words, scripto):
+    scripto.write_config(GOOD)
+    env = {"SCRIPTO_API_KEY": "scripto_env"}
+    named = scripto.run(*words, "--profile", "you", "--json", env=env)
+    assert "SCRIPTO_API_KEY" in named.err and "you" in named.err
+    assert named.envelope  # on standard output there is the envelope, and nothing else
+    assert "SCRIPTO_API_KEY" not in scripto.run(*words, "--profile", "you").err
+    assert "overrides" not in scripto.run(*words, env=env).err
+
+
+def test_the_first_key_that_is_set_wins(scripto):
+    scripto.write_config(GOOD)
+    env = {"SCRIPTO_API_KEY": "scripto_env"}
+    assert scripto.run("auth", "token").out == KEY + "\n"
+    assert scripto.run("auth", "token", "--profile", "them").out == OTHER_KEY + "\n"
+    assert scripto.run("auth", "token", env=env).out == "scripto_env\n"
+    flag = ["--api-key", "scripto_flag"]
+    assert scripto.run("auth", "token", *flag, env=env).out == "scripto_flag\n"
+
+
+@in_turn("typed", {"line": KEY + "\n", "crlf": KEY + "\r\n", "bare": KEY, "two": KEY + "\nx\n"})
+@pytest.mark.parametrize("words", (["config", "set"], ["auth", "token"]), ids=" ".join)
+def test_a_key_comes_from_standard_input(words, typed, scripto):
+    assert scripto.run(*words, "--api-key", "-", input=typed.encode()).status == 0
+    source = [] if words[0] == "config" else ["--api-key", "-"]
+    assert scripto.run("auth", "token", *source, input=typed.encode()).out == KEY + "\n"
+
+
+def test_whoami_takes_its_key_from_standard_input(scripto, raw_server):
+    server = raw_server(http_reply({"user": {"id": "u", "email": "e@example.com", "name": "n"}}))
+    words = ["whoami", "--api-key", "-", "--api-url", server.url, "--json"]
+    scripto.run(*words, input=KEY.encode() + b"\n").data
+    assert b"Bearer " + KEY.encode() + b"\r\n" in server.requests[0]
+
+
+@pytest.mark.parametrize("typed", (b"", b"\n", b"no-key\n", b"scripto_\n", b"scripto_a b\n",
+                                   b"scripto_\xff\n", b"x" * 200000), ids=len)  # fmt: skip
+def test_standard_input_without_a_key_is_refused(typed, newest):
+    for words in (["config", "set"], ["auth", "token"], ["whoami", "--api-url", NOWHERE]):
+        result = newest.run(*words, "--api-key", "-", "--json", input=typed)
+        assert (result.status, result.error["code"]) == (2, "invalid-argument")
+    assert not newest.config.exists()
+
+
+def test_a_closed_standard_input_is_no_key_and_no_crash(scripto):
+    words = ["config", "set", "--api-key", "-", "--json"]
+    result = scripto.run(*words, stdin=subprocess.DEVNULL, preexec_fn=lambda: os.close(0))
+    assert (result.status, result.error["code"]) == (2, "invalid-argument")
+
+
+@pytest.mark.parametrize("typed", ("%s\n", "%s", " %s \r\n"), ids=repr)
+def test_a_code_comes_from_standard_input(typed, scripto, lasting):
+    email, url = next(EMAILS), ["--api-url", lasting.url]
+    scripto.run("auth", "login-request", "--email", email, *url, "--json").data
+    code = lasting.code_for(email)
+    typed = typed % (code[:3] + " " + code[3:])
+    words = complete(email, "-", lasting.url)
+    assert scripto.run(*words, input=typed.encode()).data["email"] == email
+
+
+# ---- Keys leak nowhere -------------------------------------------------------------------
+
+
+def secret(key):
+    """What no output may hold: the key without its public prefix."""
+    return key[len("scripto_") :]
+
+
+@in_turn("as_json", {"json": ["--json"], "human": []})
+def test_no_command_prints_a_key(as_json, scripto, lasting):
+    """A whole life of a key, from minting to removal, good and bad."""
+    email = next(EMAILS)
+    url = ["--api-url", lasting.url]
+    scripto.run("auth", "login-request", "--email", email, *url)
+    words = complete(email, lasting.code_for(email), lasting.url)[:-1]
+    results = [scripto.run(*words, *as_json)]
+    minted_key = scripto.run("auth", "token").out.strip()
+    assert minted_key.startswith("scripto_")
+    given = ["--api-key", KEY]
+    named = ["--profile", scripto.state()["activeProfile"]]
+    for words in (
+        ["whoami"], ["whoami", *named, *given], ["whoami", *given, *url], ["use"],
+        ["use", named[1]], ["use", "nobody"], ["config", "show"], ["config", "show", *given],
+        ["config", "show", "--api-url", NOWHERE], ["whoami", "--api-url", NOWHERE],
+        ["config", "set", *given], ["config", "set", *given, "--profile-name", "a/b"],
+        ["config", "set", *given, "--nonsense"], ["config", "set", "--api-key", KEY + " x"],
+        ["config", "set", "--api-key", KEY[1:]], ["auth", "token", "--api-key", KEY[1:]],
+        ["config", "set", *given, "--api-url", "ftp://x"], ["doctor", *named], ["doctor", *url],
+        ["whoami", "--api-key", KEY, "--api-url", NOWHERE], ["logout", named[1]], ["logout"],
+        ["logout"], ["config", "clear", "--yes"],
+    ):  # fmt: skip
+        results.append(scripto.run(*words, *as_json, env={"HTTPS_PROXY": NOWHERE}))
+    for result in results:
+        assert secret(minted_key) not in result.out + result.err
+        assert secret(KEY)[:-1] not in result.out + result.err
+
+
+@pytest.mark.parametrize("words", (
+    ["config", "set", KEY], ["config", "set", "--api-keys", KEY], ["use", KEY], ["logout", KEY],
+    ["whoami", KEY], ["whoami", "--profile", KEY], ["whoami", "--api-url", KEY], [KEY],
+    ["auth", KEY], ["auth", "login-request", "--email", KEY], ["whoami", "--key=" + KEY],
+), ids=case_id)  # fmt: skip
+def test_a_key_in_the_wrong_place_is_not_echoed(words, newest):
+    """Its owner mistyped; the log that keeps the error is read by others."""
+    newest.write_config(GOOD)
+    for result in (newest.run(*words), newest.run(*words, "--json")):
+        assert secret(KEY) not in result.out + result.err
+
+
+def test_a_bad_key_of_the_environment_is_not_quoted(scripto):
+    for command in (["whoami"], ["auth", "token"], ["config", "show"]):
+        for value in (secret(KEY), KEY + " "):
+            result = scripto.run(*command, env={"SCRIPTO_API_KEY": value})
+            assert secret(KEY) not in result.out + result.err
+
+
+@in_turn("status, code", ((401, "unauthenticated"), (500, "internal")))
+def test_a_backend_that_quotes_the_key_does_not_get_it_printed(status, code, scripto, raw_server):
+    body = {"success": False, "error": {"code": code, "message": "bad key %s!" % KEY}}
+    words = ["whoami", "--api-key", KEY, "--api-url", raw_server(http_reply(body, status)).url]
+    for result in (scripto.run(*words), scripto.run(*words, "--json")):
+        assert result.status != 0 and secret(KEY) not in result.out + result.err
+
+
+@pytest.mark.parametrize("command", (["use"], ["logout", "odd"], ["config", "show"], ["whoami"]),
+                         ids=" ".join)  # fmt: skip
+def test_a_broken_stored_key_is_not_quoted(command, newest):
+    newest.write_config({"activeProfile": "odd", "profiles": {"odd": {"apiKey": secret(KEY)}}})
+    result = newest.run(*command, env=OFFLINE)
+    assert secret(KEY) not in result.out + result.err
+
+
+def test_a_bad_file_is_not_quoted(newest):
+    for content in (GOOD[:-30], b'{"profiles": "%s"}' % KEY.encode(), KEY.encode()):
+        newest.write_config(content)
+        for words in (["use"], ["config", "show"], ["doctor", "--api-url", NOWHERE]):
+            result = newest.run(*words)
+            assert result.status == 1 and secret(KEY)[:20] not in result.out + result.err
+
+
+# ---- whoami says what was checked ----------------------------------------------------------
+
+REFUSALS = {
+    "refused": (http_reply({"error": "Unauthorized"}, 401), 4, "unauthenticated"),
+    "refused-html": (http_reply(b"<html>", 401), 4, "unauthenticated"),
+    "failing": (http_reply({"error": "x"}, 500), 3, "internal"),
+    "limited": (http_reply({"error": "x"}, 429), 3, "resource-exhausted"),
+    "silent": (b"", 3, "network-error"),
+    "web-page": (http_reply(b"<html>hello</html>"), 1, "invalid-response"),
+    "redirect": (http_reply(b"", 302, "Location: /login"), 1, "invalid-response"),
+    "null": (http_reply(b"null"), 1, "invalid-response"),
+    "no-user": (http_reply({"success": True}), 1, "invalid-response"),
+    "user-null": (http_reply({"user": None}), 1, "invalid-response"),
+    "user-empty": (http_reply({"user": {}}), 1, "invalid-response"),
+    "user-blank": (http_reply({"user": {"id": "", "email": ""}}), 1, "invalid-response"),
+    "user-odd": (http_reply({"user": {"id": 7, "email": None}}), 1, "invalid-response"),
+    "half": (http_reply({"user": {"id": "u"}})[:-5], 1, "invalid-response"),
+}
+
+
+@in_turn("reply, status, code", REFUSALS)
+def test_whoami_never_answers_from_the_profile(reply, status, code, scripto, raw_server):
+    state = some_state()
+    state["profiles"]["you"]["baseUrl"] = raw_server(reply).url
+    scripto.write_config(state)
+    result = scripto.run("whoami", "--json")
+    assert "you@example.com" not in result.out
+    assert (result.status, result.error["code"]) == (status, code)
+    human = scripto.run("whoami")
+    assert human.status == status and not human.out
+
+
+def test_whoami_does_not_answer_when_nobody_is_there(scripto):
+    scripto.write_config(GOOD)
+    result = scripto.run("whoami", "--json")
+    assert (result.status, result.error["code"]) == (3, "network-error")
+    assert "you@example.com" not in result.out
+
+
+def test_whoami_fills_only_blanks_and_only_from_the_keys_own_profile(scripto, raw_server):
+    state = some_state()
+    server = raw_server(http_reply({"user": {"id": "u", "email": "", "name": ""}}))
+    state["profiles"]["you"]["baseUrl"] = server.url
+    scripto.write_config(state)
+    assert scripto.run("whoami", "--json").data["user"]["email"] == "you@example.com"
+    words = ["whoami", "--api-key", KEY, "--json"]
+    assert not scripto.run(*words).data["user"]["email"]
