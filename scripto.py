@@ -15,12 +15,16 @@ Each section stands above those that use it, so the story starts at the bottom, 
 
 Imports marked `lazy` would cost most commands more time than all their work.
 """
+import sys
+
+if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    del sys.path[0]  # this file's folder: a download folder, say, where anybody's `email.py` is
+
 import argparse
 import errno
 import os
 import re
 import stat
-import sys
 import time
 
 __version__ = "0.1.0"
@@ -80,7 +84,7 @@ class ScriptoError(Exception):
     the table's. retry_after: seconds. A code that is not in the table exits by HTTP status."""
 
     def __init__(self, code, message, next_action=None, http_status=None, retry_after=None):
-        message = re.sub(KEY_PREFIX + "[A-Za-z0-9_-]{8,}", MASKED_KEY, message)
+        message = re.sub(KEY_PREFIX + "[!-&(-.0-~]{8,}", MASKED_KEY, message)
         super().__init__(message)
         self.code, self.message, self.next_action = code, message, next_action
         status = self.http_status = http_status or ERRORS.get(code, (500,))[0]
@@ -368,6 +372,15 @@ def is_loopback(host):
     return bool(re.match(r"(::1|(.+\.)?localhost|127(\.%s){3})\Z" % octet, host))
 
 
+def is_ipv6(host):
+    import socket  # lazy
+
+    try:
+        return bool(socket.inet_pton(socket.AF_INET6, host))
+    except OSError:
+        return False
+
+
 def origin_of(url):
     """(scheme, host, port): what a key is bound to."""
     from urllib.parse import urlsplit  # lazy
@@ -381,7 +394,8 @@ def check_base_url(ctx, text, source):
     form = r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?(/[!-~]*)?\Z"
     match = re.match(form, text, re.IGNORECASE | re.ASCII)
     scheme, host, port, path = match.groups("") if match else ("", "", "", "")
-    if not match or set(path) & set("?#@\\\"'") or not 0 < int(port[1:] or 1) < 65536:
+    bad = not match or set(path) & set("?#@\\\"'") or not 0 < int(port[1:] or 1) < 65536
+    if bad or (host[0] == "[" and not is_ipv6(host[1:-1])):
         problem = "'%s' is not a base URL" % readable(text)[:200]
         if "@" in text:  # what stands before it may be a password
             problem = "a base URL holds no user and no password"
@@ -393,6 +407,7 @@ def check_base_url(ctx, text, source):
         problem = "From %s: plain http to %s would show codes and keys to the network."
         hint = "use https, or set SCRIPTO_ALLOW_HTTP=1 if you trust that network"
         raise refused(problem % (source, host), hint)
+    port = "" if port == {"http": ":80", "https": ":443"}[scheme] else port
     return scheme + "://" + host + port + path.rstrip("/")
 
 
@@ -608,7 +623,7 @@ def store_profile(state, named, identity, base_url, now, just_there=False):
 
     def is_same(name):
         same_email = text_of(profiles[name], "email").lower() == email.lower()
-        return same_email and url_of(profiles[name]) == base_url
+        return same_email and url_of(profiles[name]).rstrip("/") == base_url
 
     name = named or (profile_name_for(email) if email else "default")
     if not named and email:
@@ -677,7 +692,7 @@ def resolve(ctx, args, with_key=True):
             raise ScriptoError("unauthenticated", "There is no API key.", NEXT_SIGN_IN)
         if not is_key(target.key):
             raise blocked("Profile '%s' holds no Scripto key." % target.name, NEXT_SIGN_IN)
-    use_stored_url(ctx, target)
+    use_stored_url(ctx, args, target)
     return target
 
 
@@ -694,10 +709,11 @@ def pick_profile(ctx, named, needed, target):
         target.name, target.profile = name, find_profile(state, name)
 
 
-def use_stored_url(ctx, target):
+def use_stored_url(ctx, args, target):
     """The profile's where none was given, else the default. A stored key goes to its own
     backend only, whoever set another base URL, and why."""
-    if target.key_source != "profile" and (target.base_url or "baseUrl" not in target.profile):
+    unsaid = args.profile is None and "baseUrl" not in target.profile
+    if target.key_source != "profile" and (target.base_url or unsaid):
         target.url_source = target.url_source or "default"
         target.base_url = target.base_url or check_base_url(ctx, BASE_URL, "this file")
         return
@@ -769,8 +785,19 @@ def proxy_for(url):
     return library.getproxies_environment().get(scheme)
 
 
+def client_tls():
+    """Certificates are always checked."""
+    import ssl  # lazy, and some Pythons lack it
+
+    try:
+        return ssl.create_default_context()
+    except OSError as error:
+        hint = "check SSL_CERT_FILE, SSL_CERT_DIR and SSLKEYLOGFILE"
+        raise blocked("TLS cannot be set up: %s." % reason_of(error), hint)
+
+
 def opener_for(url):
-    """Certificates checked, no redirects, no other schemes."""
+    """No redirects, no opinion on statuses, no other schemes."""
     import urllib.request as library  # lazy
 
     scheme, proxy = origin_of(url)[0], proxy_for(url)
@@ -779,9 +806,8 @@ def opener_for(url):
     opener.add_handler(library.ProxyHandler({scheme: proxy} if proxy else {}))
     opener.add_handler(library.HTTPHandler())
     if scheme == "https":
-        import ssl  # lazy, and some Pythons lack it
-
-        opener.add_handler(library.HTTPSHandler(context=ssl.create_default_context()))
+        tls = client_tls()
+        opener.add_handler(library.HTTPSHandler(context=tls))
     return opener
 
 
@@ -797,7 +823,8 @@ def exchange(opener, request, seconds, progress):
         response = opener.open(request, timeout=seconds)
     with response:
         progress.append("reply")
-        body = response.read(REPLY_BYTES + 1)
+        buffer = bytearray(REPLY_BYTES + 1)  # read() would follow a chunk of -1 bytes to the end
+        body = bytes(buffer[: response.readinto(buffer)])
         if len(body) > REPLY_BYTES:
             return bad_reply(request.full_url, "sent more than %d bytes" % REPLY_BYTES)
         if response.length:  # what Content-Length promised beyond this
@@ -813,8 +840,9 @@ def network_trouble(url, error, seconds, progress):
     if isinstance(getattr(error, "reason", None), Exception):
         error = error.reason  # urllib wraps what happens before the reply
     where, tls = "%s:%d" % origin_of(url)[1:], sys.modules.get("ssl")
-    where += " (through a proxy)" if proxy_for(url) else ""
     hint = "check the network, any proxy and the base URL"
+    if proxy_for(url):
+        where += " (through a proxy)"
     if tls and isinstance(error, (tls.SSLError, tls.CertificateError)):
         text = getattr(error, "verify_message", "") or getattr(error, "strerror", 0) or str(error)
         text = re.sub(r"^\[.*?\] *|\.?( *\(_ssl\.c:\d+\))?$", "", text)  # OpenSSL's own, bare
@@ -829,12 +857,14 @@ def network_trouble(url, error, seconds, progress):
         text = "The host of %s cannot be found: %s." % (where, reason)
     elif isinstance(error, ConnectionRefusedError):
         text = "%s refused the connection." % where
-        hint = "check that the backend runs there, or pass another with --api-url"
+        if not proxy_for(url):
+            hint = "check that the backend runs there, or pass another with --api-url"
     elif isinstance(error, ConnectionError):
         when = "in the middle of its reply" if progress else "without an answer"
         text = "%s closed the connection %s." % (where, when)
-    elif isinstance(error, OSError):
-        text = "%s cannot be reached: %s." % (where, reason_of(error))
+    elif isinstance(error, OSError) or (proxy_for(url) and not progress):
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        text = "%s cannot be reached: %s." % (where, reason)
     else:
         cut = isinstance(error, http.client.IncompleteRead)
         return bad_reply(url, "broke off its reply" if cut else "sent what is not HTTP")
@@ -918,7 +948,12 @@ def cmd_login_complete(ctx, args):
     target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
     file.change(lambda state: None, rehearsal=True)
     hints = {"invalid-argument": NEXT_CODE}
-    data = call(ctx, target, "POST", "/api/cli/login-complete", "data", body, hints)
+    try:
+        data = call(ctx, target, "POST", "/api/cli/login-complete", "data", body, hints)
+    except ScriptoError as error:
+        if error.code in ("network-error", "invalid-response"):  # it may have been heard
+            error.next_action += "; if the code is used up by now, " + NEXT_CODE
+        raise
     if not is_key(data.get("apiKey")):
         raise bad_reply(target.base_url, "sent no key")
     names = ("apiKey", "email", "userId", "keyId")
@@ -996,6 +1031,11 @@ def listed(state):
     return rows, lines or ["No profile yet.", "  next: " + NEXT_SIGN_IN]
 
 
+def warn_of_environment(ctx):
+    if ctx.setting("SCRIPTO_API_KEY"):
+        warn(ctx, "SCRIPTO_API_KEY is set and overrides the key of every profile")
+
+
 def cmd_use(ctx, args):
     file = ProfileFile(ctx)
     state = file.read()
@@ -1008,8 +1048,7 @@ def cmd_use(ctx, args):
             return state
 
         state = file.change(switch)
-        if ctx.setting("SCRIPTO_API_KEY"):
-            warn(ctx, "SCRIPTO_API_KEY is set and overrides the key of every profile")
+        warn_of_environment(ctx)
     rows, lines = listed(state)
     if args.name is not None:
         lines = ["✓ Profile %s is now active" % args.name]
@@ -1026,7 +1065,9 @@ def cmd_logout(ctx, args):
     active = file.change(lambda state: remove_profiles(state, [name]))
     lines = ["✓ Signed out: profile %s is removed from this machine" % name]
     lines.append("  Its key is not revoked: copies of it still work at " + backend)
-    lines += ["  Profile %s is now active" % active] if active else []
+    if active and state.get("activeProfile") == name:
+        lines.append("  Profile %s is now active" % active)
+    warn_of_environment(ctx)
     return Reply({"removed": name, "revoked": False, "activeProfile": active}, lines)
 
 
@@ -1040,16 +1081,21 @@ def cmd_config_set(ctx, args):
     identity, name = {"apiKey": given_key(ctx, args.api_key)}, args.profile_name
     url, source = args.api_url, "--api-url"
     if url is None:
-        url, source = ctx.setting("SCRIPTO_API_BASE_URL") or BASE_URL, "SCRIPTO_API_BASE_URL"
-    base_url = check_base_url(ctx, url, source)
+        url, source = ctx.setting("SCRIPTO_API_BASE_URL"), "SCRIPTO_API_BASE_URL"
     if name is not None:
         check_profile_name(name)
+    file = ProfileFile(ctx)
+    if url is None:  # a new key for a profile is for the same backend
+        url, source = BASE_URL, "this file"
+        if name in file.read()["profiles"]:
+            url, source = url_of(find_profile(file.read(), name)), "profile '%s'" % name
+    base_url = check_base_url(ctx, url, source)
 
     def store(state):
         return store_profile(state, name, identity, base_url, ctx.now(), name is not None)
 
     lines = ["✓ Key stored", "", "  Backend:  " + base_url]
-    return stored(ProfileFile(ctx).change(store), identity, base_url, lines)
+    return stored(file.change(store), identity, base_url, lines)
 
 
 def cmd_config_show(ctx, args):
@@ -1058,7 +1104,11 @@ def cmd_config_show(ctx, args):
     if args.profile is not None:
         find_profile(state, args.profile)
     rows, lines = listed(state)
-    data = {"path": file.shown, "profiles": [dict(row, apiKey=MASKED_KEY) for row in rows]}
+    for at, row in enumerate(rows):
+        if state["profiles"][row["name"]].get("apiKey"):
+            row["apiKey"] = MASKED_KEY
+            lines[at] += "  " + MASKED_KEY
+    data = {"path": file.shown, "profiles": rows}
     lines = ["Profile file: " + file.shown, ""] + lines + [""]
     try:
         target = resolve(ctx, args)
@@ -1128,9 +1178,14 @@ def delivery_for(ctx, where, bound_to):
     if where == "console" and is_loopback(bound_to):
         return lambda message, to: say(ctx, "mail to %s: %s" % (to, message["Subject"]))
     if kind == "maildir" and rest:
-        return lambda message, to: deliver_to_maildir(rest, message)
+        folder = os.path.abspath(os.path.expanduser(rest))
+        try:
+            make_maildir(folder)
+        except OSError as error:
+            warn(ctx, "mail cannot go to %s: %s" % (folder, reason_of(error)))
+        return lambda message, to: deliver_to_maildir(folder, message)
     if kind == "smtps":
-        import ssl  # lazy, and some Pythons lack it: now is the time to say so
+        client_tls()  # what is wrong with it shows now
     server = smtp_server(ctx, where) if kind in ("smtp", "smtps") else None
     if server:
         return lambda message, to: deliver_by_smtp(server, message, to)
@@ -1138,14 +1193,19 @@ def delivery_for(ctx, where, bound_to):
     raise refused("Mail cannot go by '%s' from %s." % (kind, bound_to), "pass --mail with: " + forms)
 
 
+def make_maildir(folder):
+    """By us, since mailbox minds it if another program is making them, too."""
+    for part in ("tmp", "new", "cur"):
+        os.makedirs(os.path.join(folder, part), 0o700, exist_ok=True)
+
+
 def deliver_to_maildir(folder, message):
     import mailbox  # lazy
 
     try:
-        for part in ("tmp", "new", "cur"):  # by us: mailbox minds who else is making them
-            os.makedirs(os.path.join(folder, part), exist_ok=True)
+        make_maildir(folder)
         mailbox.Maildir(folder, create=False).add(message)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, mailbox.Error) as error:
         raise MailError("maildir: " + type(error).__name__)
 
 
@@ -1172,18 +1232,14 @@ def deliver_by_smtp(server, message, to):
     scheme, host, port, user, password = server
     secure, kind, more = scheme == "smtps", smtplib.SMTP, {}
     if secure:
-        import ssl  # lazy, and some Pythons lack it
-
-        kind, more = smtplib.SMTP_SSL, {"context": ssl.create_default_context()}
+        kind, more = smtplib.SMTP_SSL, {"context": client_tls()}
     own = message["Message-ID"][1:-1].partition("@")[2]  # else a look-up in the DNS, to wait for
     try:
         smtp = kind(host, port, own, timeout=MAIL_SECONDS, **more)
         try:
             smtp.ehlo_or_helo_if_needed()
             if not secure and smtp.has_extn("starttls"):
-                import ssl  # lazy
-
-                smtp.starttls(context=ssl.create_default_context())
+                smtp.starttls(context=client_tls())
                 secure = True
             if user and not secure and not is_loopback(host):
                 raise MailError("smtp: the server offers no TLS for the password")
@@ -1227,6 +1283,7 @@ class Store:
         import sqlite3  # lazy
         import threading
 
+        path = os.path.abspath(path)  # no `:memory:`, which SQLite would lose at the end
         self.path, self.lock = path, threading.Lock()
         try:
             # Made by us, so that it is 0600 before SQLite writes; its side files follow suit.
@@ -1363,7 +1420,7 @@ class Backend:
         self.ctx, self.store, self.deliver, self.sender = ctx, store, deliver, sender
         self.secret = store.read("SELECT value FROM secret")[0][0]
         self.rate_limit, self.recent, self.guard = rate_limit, {}, threading.Lock()
-        self.public_url = None
+        self.public_url, self.pruned = None, 0
 
     def log(self, text):
         say(self.ctx, "%s %s" % (timestamp(self.ctx.now()), text))
@@ -1377,9 +1434,10 @@ class Backend:
     def admit(self, request, next_action):
         """The body of a public route. Raises resource-exhausted if its address asks too often in
         a sliding minute."""
-        now, limit, address = time.monotonic(), self.rate_limit, request.address
+        now, limit, address = time.monotonic(), self.rate_limit, network_of(request.address)
         with self.guard:
-            if len(self.recent) > 9999:  # forget those that have been quiet
+            if len(self.recent) > 9999 and now > self.pruned + 1:  # forget who has been quiet
+                self.pruned = now
                 fresh = [item for item in self.recent.items() if item[1][-1] > now - 60]
                 self.recent = dict(fresh)
             times = [at for at in self.recent.get(address, ()) if at > now - 60]
@@ -1391,6 +1449,15 @@ class Backend:
         if fields is None:
             raise refused("The body is not a JSON object in UTF-8.", next_action)
         return fields
+
+
+def network_of(address):
+    """IPv6 counts by /64, which is what one customer is given (RFC 6177)."""
+    import socket  # lazy
+
+    if address.startswith("::ffff:") or not is_ipv6(address):
+        return address
+    return socket.inet_pton(socket.AF_INET6, address)[:8]
 
 
 def too_many(what, seconds):
@@ -1491,7 +1558,7 @@ def route_source(backend, request):
     with open(os.path.abspath(__file__), "rb") as file:
         source = file.read()
     line = ("BASE_URL = %r" % backend.public_url).encode("ascii")
-    source = re.sub(rb"(?m)^BASE_URL = .*$", lambda _: line, source, 1)
+    source = re.sub(rb"(?m)^BASE_URL = .*$", lambda _: line, source, count=1)
     return 200, source, [("Content-Type", "text/x-python; charset=utf-8")]
 
 
@@ -1571,7 +1638,8 @@ def error_answer(error, *headers):
 
 class Connections:
     """Half of the server. Each connection has a thread; `opened` holds the time at which it is
-    cut off, if its request has not come by then; None while that is being worked on."""
+    cut off, if its next step is not done by then (None while a route works), and whether a
+    request is in hand."""
 
     daemon_threads = True
     allow_reuse_address = os.name == "posix"  # on Windows it would share the port
@@ -1584,7 +1652,12 @@ class Connections:
         self.opened, self.guard, self.stopping = {}, threading.Lock(), False
 
     def get_request(self):
-        connection, address = super().get_request()
+        try:
+            connection, address = super().get_request()
+        except OSError:  # out of descriptors, most likely: room has to be made
+            self.cut(1)
+            time.sleep(0.05)
+            raise
         if self.tls:  # the handshake comes with the first read, in the connection's own thread
             connection = self.tls.wrap_socket(connection, True, do_handshake_on_connect=False)
         return connection, address
@@ -1595,23 +1668,25 @@ class Connections:
             self.cut(1)
         if len(self.opened) >= CONNECTIONS:
             return super().shutdown_request(connection)
-        self.opened[connection] = time.monotonic() + READ_SECONDS
+        self.opened[connection] = time.monotonic() + READ_SECONDS, False
         super().process_request(connection, address)
 
-    def expect(self, connection, seconds):
-        """What comes next has so many seconds; None: all of it is here."""
+    def expect(self, connection, seconds, in_hand=False):
+        """Gives the next step so many seconds, or None: no limit. False: it was cut off."""
         with self.guard:
-            if connection in self.opened:
-                self.opened[connection] = seconds and time.monotonic() + seconds
+            if connection not in self.opened:
+                return False
+            self.opened[connection] = seconds and time.monotonic() + seconds, in_hand
+            return True
 
-    def cut(self, most, deadline=float("inf")):
+    def cut(self, most, deadline=float("inf"), also_in_hand=True):
         """Ends those that have until the deadline, the most urgent first; their threads find
         them closed. By the plain socket's shutdown(): TLS would want to talk about it."""
         import socket  # lazy
 
         with self.guard:
-            late = sorted((until, id(each), each) for each, until in self.opened.items()
-                          if until and until < deadline)
+            late = sorted((until, id(each), each) for each, (until, in_hand) in self.opened.items()
+                          if until and until < deadline and (also_in_hand or not in_hand))
             for _, _, connection in late[:most]:
                 del self.opened[connection]
                 try:
@@ -1640,7 +1715,7 @@ class Connections:
         self.server_close()
         give_up = time.monotonic() + 2 * MAIL_SECONDS
         while self.opened and time.monotonic() < give_up:
-            self.cut(CONNECTIONS)
+            self.cut(CONNECTIONS, also_in_hand=False)
             time.sleep(0.02)
 
 
@@ -1652,10 +1727,9 @@ class RequestHandler:
     server_version, sys_version = "scripto/" + __version__, ""
     timeout = READ_SECONDS  # of one read or write; Connections bounds the whole
     disable_nagle_algorithm = True
-    path, started = "", 0
 
     def handle_one_request(self):
-        self.path = ""
+        self.path, self.started = "", time.monotonic()
         self.server.expect(self.connection, READ_SECONDS)
         super().handle_one_request()
 
@@ -1707,9 +1781,8 @@ class RequestHandler:
             body = self.rfile.read(int(lengths[0]))
         except OSError:
             return None
-        if len(body) < int(lengths[0]):
+        if len(body) < int(lengths[0]) or not self.server.expect(self.connection, None, True):
             return None
-        self.server.expect(self.connection, None)
         self.close_connection = self.server.stopping or not keep
         self.path = re.sub("(?i)^https?://[^/?]*", "", self.path)  # RFC 9112, 3.2.2
         return types.SimpleNamespace(method=self.command, path=self.path.partition("?")[0],
@@ -1727,6 +1800,7 @@ class RequestHandler:
         import json  # lazy
         import socket
 
+        self.server.expect(self.connection, READ_SECONDS, True)
         if isinstance(body, dict):
             body = json.dumps(body).encode("ascii")
             headers = headers + [("Content-Type", "application/json")]
@@ -1828,7 +1902,11 @@ def cmd_serve(ctx, args):
     server.start(backend, tls, args.behind_proxy)
     where = ("[%s]:%d" if ":" in host else "%s:%d") % (host, server.server_address[1])
     url = "%s://%s" % ("https" if tls else "http", where)
-    backend.public_url = public_url or url
+    if host in ("0.0.0.0", "::"):  # no address to come to
+        import socket  # lazy
+
+        where = "%s:%d" % (socket.gethostname().lower(), server.server_address[1])
+    backend.public_url = public_url or "%s://%s" % (url.partition(":")[0], where)
     reply = Reply({"url": url, "publicUrl": backend.public_url}, ["listening on " + url])
     serve_until_told(ctx, server, reply)
     store.db.close()
@@ -1944,8 +2022,8 @@ def examine_tls(found, base_url):
     except ImportError as error:
         return found.add("tls", "missing: no https", lacking(error).next_action, bad)
     folder = ssl.get_default_verify_paths().capath
-    known = ssl.create_default_context().cert_store_stats()["x509_ca"]
-    if known or (folder and os.listdir(folder)):
+    known = client_tls().cert_store_stats()["x509_ca"]
+    if known or (folder and os.access(folder, os.R_OK) and os.listdir(folder)):
         return found.add("tls", ssl.OPENSSL_VERSION)
     hint = "install ca-certificates, or set SSL_CERT_FILE to a file of certificates"
     found.add("tls", "no certificate authority is known here", hint, bad)
@@ -2110,7 +2188,7 @@ def find_command(words):
     known = alike[0] if alike else nearest(typed, list(COMMANDS) + ["--help", "--version"])
     what, hint = "command", "see the commands with: scripto --help"
     if typed.startswith("-"):
-        what, hint = "flag", "put flags behind the command: scripto <command> " + typed
+        what, hint = "flag", "put flags behind the command: scripto <command> %s" % typed.partition("=")[0]
     hint = "did you mean: scripto " + known if known else hint
     raise refused("Unknown %s '%s'." % (what, typed), hint)
 

@@ -173,8 +173,9 @@ def wait_for_lock(process, config):
 
 
 def fill(folder):
-    """Leaves no byte free on the file system; returns the file that takes the room."""
+    """Leaves no byte free on a small disk; returns the file that takes the room."""
     path = folder / "filler"
+    assert os.path.ismount(str(folder)), "this would fill the real disk"
     with open(str(path), "wb", buffering=0) as file:
         try:
             while True:
