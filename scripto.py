@@ -3,22 +3,15 @@
 
 One file, standard library only, Python 3.6 or newer; `scripto serve` makes it its own backend.
 Each section stands above those that use it, so the story starts at the bottom, in main():
-
-  Constants, Errors, Context    limits; the one error type; what is passed along
-  Terminal, Door                the streams; every value from outside, checked once
-  Profiles, Resolution          the profile file; the key and base URL in force, and why
-  HTTP client                   the only place that sends a request
-  Account, Configuration        the commands that sign in, look around and sign out
-  Mail, Store, Routes, Server   the backend: delivery, SQL, answers, sockets
-  Backend, Doctor               the commands serve and demo; what works on this machine
-  Command line                  the table of commands, the parser, the way in and out
+Constants, Errors, Terminal, Door, Profiles, Resolution, HTTP client, Account; the backend's Mail,
+Store, Routes, Server and Backend; Doctor; Command line.
 
 Imports marked `lazy` would cost most commands more time than all their work.
 """
 import sys
 
 if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
-    del sys.path[0]  # this file's folder: a download folder, say, where anybody's `email.py` is
+    del sys.path[0]  # this file's folder: a download folder, say, with anybody's `email.py`
 
 import argparse
 import errno
@@ -29,10 +22,9 @@ import time
 
 __version__ = "0.1.0"
 
-# ---- Constants ----------------------------------------------------------------
+# ---- Constants ------------------------
 
-# What a profile without `baseUrl` belongs to, also in a copy of this file that came from another
-# backend: or one backend's key would be taken for another's.
+# What a profile without `baseUrl` belongs to, also in a copy of this file from another backend.
 PRODUCTION_URL = "https://scripto.codika.io"
 BASE_URL = PRODUCTION_URL  # when nothing names one; GET /scripto.py puts its own URL here
 
@@ -44,6 +36,7 @@ PROFILE_BYTES = 4 << 20  # that a profile file may have
 BODY_BYTES = 16 << 10  # that the backend reads
 TIMEOUT_SECONDS = "30"  # for one request, from name look-up to last byte
 LOCK_SECONDS = 30  # to wait for another program that writes the profile file
+NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a FIFO in a file's place must not hang; not on Windows
 
 # NIST SP 800-63B, 3.1.3: codes live ten minutes at most; wrong attempts count for the account.
 CODE_SECONDS = 5 * 60
@@ -55,7 +48,7 @@ READ_SECONDS = 10  # for a client to send its request, and to take the answer
 MAIL_SECONDS = 15  # for each step of a conversation with a mail server
 CONNECTIONS = 256  # open at once
 
-# ---- Errors -------------------------------------------------------------------
+# ---- Errors ---------------------------
 # One type, raised anywhere, turned into output in two places only: main() and, for the backend,
 # RequestHandler.dispatch().
 
@@ -70,36 +63,38 @@ ERRORS = {  # code: (HTTP status, exit status)
     "invalid-response": (502, 1),
     "cancelled": (499, 130),
 }
-NEXT_EMAIL = "Pass --email <your-email> to: scripto "
+NEXT_EMAIL = "Pass --email <your-email> to: scripto auth "
 NEXT_CODE = "request a new code with: scripto auth login-request"
 NEXT_RETRY = "retry shortly"
 NEXT_SIGN_IN = "sign in with: scripto auth login-request --email <your-email>"
 NEXT_BACKEND = "check that this is a Scripto backend, or pass another with --api-url"
 NEXT_DOCTOR = "see what is wrong with: scripto doctor"
-NEXT_USE = "see the profiles with: scripto use"
+NEXT_GUIDE = "see GET /llms.txt"
 
 
 class ScriptoError(Exception):
-    """message: a key in it, mistyped or quoted by a backend, is masked. http_status: if it is not
-    the table's. retry_after: seconds. A code that is not in the table exits by HTTP status."""
+    """A key in the message, mistyped or quoted by a backend, is masked. http_status: if it is not
+    the table's. headers: for HTTP. A code that is not in the table exits by HTTP status."""
 
-    def __init__(self, code, message, next_action=None, http_status=None, retry_after=None):
-        message = re.sub(KEY_PREFIX + "[!-&(-.0-~]{8,}", MASKED_KEY, message)
-        super().__init__(message)
-        self.code, self.message, self.next_action = code, message, next_action
+    def __init__(self, code, message, next_action, http_status=None, headers=()):
+        self.message = re.sub(KEY_PREFIX + "[!-&(-.0-~]{8,}", MASKED_KEY, message)
+        super().__init__(self.message)
+        self.code, self.next_action, self.headers = code, next_action, list(headers)
         status = self.http_status = http_status or ERRORS.get(code, (500,))[0]
         by_http = 4 if status == 401 else 3 if status == 429 or status >= 500 else 1
-        self.exit_status, self.retry_after = ERRORS.get(code, (0, by_http))[1], retry_after
+        self.exit_status = ERRORS.get(code, (0, by_http))[1]
 
     def envelope(self):
-        error = {"code": self.code, "message": self.message}
-        if self.next_action:
-            error["nextAction"] = self.next_action
+        error = {"code": self.code, "message": self.message, "nextAction": self.next_action}
         return {"success": False, "error": error}
 
+    def answer(self):
+        """For HTTP: (status, object, headers)."""
+        return self.http_status, self.envelope(), self.headers
 
-def refused(message, next_action=None, http_status=None):
-    """invalid-argument: has to be said differently."""
+
+def refused(message, next_action, http_status=None):
+    """invalid-argument: say it differently."""
     return ScriptoError("invalid-argument", message, next_action, http_status)
 
 
@@ -112,77 +107,39 @@ def lacking(error):
     """Some Pythons come without ssl, sqlite3 or, as Debian's python3-minimal, even json."""
     module = (error.name or str(error)).lstrip("_")
     hint = "install all of it (Debian, Ubuntu: apt-get install python3), or use another Python"
-    return blocked("This Python (%s) has no module '%s'." % (sys.executable, module), hint)
+    return blocked(f"This Python ({sys.executable}) has no module '{module}'.", hint)
 
 
 def bug(error):
-    """Kind and place of an unforeseen exception, instead of a traceback."""
-    place = error.__traceback__
-    while place.tb_next:
-        place = place.tb_next
-    return "%s at line %d" % (type(error).__name__, place.tb_lineno)
+    import traceback  # lazy
+
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at line {place.lineno}"
 
 
-def reason_of(error):
-    """Why a system call failed, without the path."""
-    return error.strerror or str(error)
-
-
-# ---- Context ------------------------------------------------------------------
-# What a command may use of the world, passed along, so that nothing is global.
-
-
-class Context:
-
-    def __init__(self, env, stdin, stdout, stderr, as_json):
-        self.env, self.stdin, self.stdout, self.stderr = env, stdin, stdout, stderr
-        self.now, self.as_json, self.warned = time.time, as_json, set()
-
-    def setting(self, name):
-        """An environment variable; None if it is empty or not set."""
-        return self.env.get(name) or None
-
-
-def timestamp(seconds):
-    """Unix seconds as RFC 3339 in UTC; None stays None."""
-    return seconds and time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
-def xdg_folder(ctx, variable, below_home, otherwise):
-    """XDG Base Directory specification: a variable that is empty or relative is ignored."""
-    folder, home = ctx.env.get(variable, ""), ctx.env.get("HOME")
-    if os.path.isabs(folder):
-        return folder
-    if home is None:
-        try:
-            home = os.path.expanduser("~")
-        except (KeyError, ImportError):  # before Python 3.8, for a user that is only a number
-            home = ""
-    if not os.path.isabs(home):
-        hint = "set %s to a folder of your own, or %s" % (variable, otherwise)
-        raise blocked("There is no home folder: HOME is not set.", hint)
-    return os.path.join(home, below_home)
-
-
-# ---- Terminal -----------------------------------------------------------------
-# The only place that writes to the streams or reads standard input. All that a person sees passes
-# harmless() here.
+# ---- Terminal -------------------------
+# The only place that writes to the streams or reads standard input. What a person sees passes
+# harmless().
 
 ASCII_FORM = str.maketrans({"✓": "[ok]", "✗": "[error]", "●": "*", "•": "*"})
 COLOURS = {"✓": "32", "✗": "31", "●": "36", "!": "33"}  # by the mark that a line begins with
 
 
-class Reply:
-    """A command's answer: data for JSON, the same as lines for a person."""
+class Context:
+    """What a command may use of the world, passed along, so that nothing is global."""
 
-    def __init__(self, data, lines, exit_status=0):
-        self.data, self.lines, self.exit_status = data, lines, exit_status
+    def __init__(self, as_json):
+        self.stdin, self.stdout, self.stderr = sys.stdin, sys.stdout, sys.stderr
+        self.env, self.as_json, self.warned = os.environ, as_json, set()
+
+
+def timestamp(seconds):
+    """RFC 3339, in UTC; None stays None."""
+    return seconds and time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def harmless(text):
     """Makes visible what could steer a terminal: escapes, line breaks, bidirectional marks."""
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -191,7 +148,7 @@ def is_terminal(stream):
 
 
 def emit(stream, text):
-    """Writes past the buffer, so that OSError comes up here, and not once more at exit."""
+    """Writes past the buffer, so that OSError comes up here, and only here."""
     if stream is None:  # the descriptor was closed before the program started
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     try:
@@ -209,7 +166,7 @@ def emit_lines(ctx, stream, lines, end="\n"):
     text = ""
     for line in map(harmless, lines):
         if line[:1] in COLOURS and is_terminal(stream) and not plain:
-            line = "\033[%sm%s\033[0m%s" % (COLOURS[line[0]], line[0], line[1:])
+            line = f"\x1b[{COLOURS[line[0]]}m{line[0]}\x1b[0m{line[1:]}"
         text += line + end
     emit(stream, text)
 
@@ -231,67 +188,60 @@ def say(ctx, *lines, end="\n"):
 
 
 def warn(ctx, text):
-    """Says a thing once."""
+    """Once for each text."""
     if text not in ctx.warned:
         ctx.warned.add(text)
         say(ctx, "! " + text)
 
 
-def show(ctx, reply):
-    """Writes a Reply; returns the exit status. Raises failed-precondition on a full disk,
-    BrokenPipeError when nobody reads on."""
+def show(ctx, data, lines):
+    """Returns the exit status. Raises failed-precondition on a full disk."""
     try:
-        answer(ctx, ctx.stdout, {"success": True, "data": reply.data}, reply.lines)
-    except BrokenPipeError:
+        answer(ctx, ctx.stdout, {"success": True, "data": data}, lines)
+    except BrokenPipeError:  # nobody reads on, which is main()'s business
         raise
     except OSError as error:
-        message = "The answer cannot be written: %s." % reason_of(error)
-        raise blocked(message, "look at where standard output goes")
-    return reply.exit_status
+        hint = "look at where standard output goes"
+        raise blocked(f"The answer cannot be written: {error}.", hint)
+    return 0 if data.get("ok", True) else 1
 
 
 def show_error(ctx, error):
-    """Writes an error; returns the exit status."""
-    lines = ["✗ " + error.message]
-    if error.next_action:
-        lines.append("  next: " + error.next_action)
+    """Returns the exit status."""
+    lines = ["✗ " + error.message, "  next: " + error.next_action]
     try:
         answer(ctx, ctx.stderr, error.envelope(), lines)
     except ImportError:  # no json, which is what there is to say
-        parts = (re.sub(r"[^ !#-\[\]-~]", "?", part) for part in lines)
-        emit(ctx.stdout, '{"success": false, "error": {"code": "%s", "message": "%s", '
-             '"nextAction": "%s"}}\n' % (error.code, next(parts)[2:], next(parts)[8:]))
+        texts = (error.code, error.message, error.next_action)
+        form = '{"success": false, "error": {"code": "%s", "message": "%s", "nextAction": "%s"}}\n'
+        emit(ctx.stdout, form % tuple(re.sub(r"[^ !#-\[\]-~]", "?", text) for text in texts))
     except OSError:
         say(ctx, *lines)
     return error.exit_status
 
 
 def read_line(ctx, prompt, secret=False):
-    """One line of standard input, "" if there is none. At a terminal with a prompt, and a
-    secret does not show."""
-    if is_terminal(ctx.stdin) and secret:
-        import getpass  # lazy
-
-        try:
-            return getpass.getpass(prompt)
-        except (EOFError, UnicodeDecodeError):  # bytes that are no text are no key
-            return ""
-    if is_terminal(ctx.stdin):
-        say(ctx, prompt, end="")
+    """One line of standard input, "" for none. A terminal is prompted, and shows no secret."""
     try:
+        if is_terminal(ctx.stdin) and secret:
+            import getpass  # lazy
+
+            return getpass.getpass(prompt)
+        if is_terminal(ctx.stdin):
+            say(ctx, prompt, end="")
         line = ctx.stdin.buffer.readline(64 << 10) if ctx.stdin else b""
-    except OSError:  # opened for writing only, or a terminal that went away
-        line = b""
+    except (OSError, EOFError, UnicodeDecodeError):  # not for reading, gone, or no text
+        return ""
     return line.decode("utf-8", "replace").rstrip("\r\n")
 
 
-# ---- Door ---------------------------------------------------------------------
-# Every value from outside is checked here, once, before anything is read, written or sent. A
-# check returns the value's one form, or raises invalid-argument.
+# ---- Door -----------------------------
+# Every value from outside is checked here, once, before anything is read, written or sent.
+# A check returns the value, or raises invalid-argument.
 
 
 def readable(text):
-    """As it was typed: in an ASCII locale Python 3.6 makes lone surrogates of UTF-8."""
+    """As typed: in an ASCII locale Python 3.6 makes lone surrogates of UTF-8."""
     try:
         return text if text.isprintable() else os.fsencode(text).decode("utf-8", "replace")
     except UnicodeEncodeError:  # not from the command line: a check will refuse it
@@ -310,7 +260,7 @@ def is_email(text):
 def check_email(text, command):
     text = readable(text or "")
     if not is_email(text):
-        problem = "'%s' is not an email address." % text[:EMAIL_LENGTH]
+        problem = f"'{text[:EMAIL_LENGTH]}' is not an email address."
         raise refused(problem if text else "The email is missing.", NEXT_EMAIL + command)
     return text
 
@@ -323,24 +273,24 @@ def check_code(text):
 
 
 def is_key(text):
-    """The prefix, and nothing that a header or a terminal would trip over."""
+    """With nothing that a header or a terminal would trip over."""
     return isinstance(text, str) and bool(re.match(KEY_PREFIX + r"[!-~]+\Z", text))
 
 
-def check_key(text, source):
-    """Never quoted: what was pasted by mistake may be another secret."""
+def check_key(ctx, text, source):
+    """Never quotes: what was pasted by mistake may be another secret."""
+    text = read_line(ctx, "API key: ", True) if text == "-" else text
     if not is_key(text):
-        rule = "must start with '%s' and hold no white space or control characters" % KEY_PREFIX
-        hint = "pass --api-key %s<your-key>, or --api-key - for standard input" % KEY_PREFIX
-        raise refused("The key from %s %s." % (source, rule), hint)
+        rule = f"must start with '{KEY_PREFIX}' and hold no white space or control characters"
+        hint = f"pass --api-key {KEY_PREFIX}<your-key>, or --api-key - for standard input"
+        raise refused(f"The key from {source} {rule}.", hint)
     return text
 
 
 def check_profile_name(text):
-    if not re.match(r"[A-Za-z0-9._-]{1,64}\Z", text):
-        problem = "'%s' is not a profile name." % readable(text)[:80]
-        raise refused(problem, "use 1 to 64 of: letters, digits, . _ -")
-    return text
+    if text is not None and not re.match(r"[A-Za-z0-9._-]{1,64}\Z", text):
+        hint = "use 1 to 64 of: letters, digits, . _ -"
+        raise refused(f"'{readable(text)[:80]}' is not a profile name.", hint)
 
 
 def check_key_name(text):
@@ -352,33 +302,33 @@ def check_key_name(text):
 
 def check_number(text, flag, most):
     if not re.match(r"[0-9]{1,9}\Z", text) or int(text) > most:
-        problem = "'%s' is not a whole number from 0 to %d." % (readable(text), most)
+        problem = f"'{readable(text)}' is not a whole number from 0 to {most}."
         raise refused(problem, "pass another " + flag)
     return int(text)
 
 
 def timeout_of(ctx):
-    """SCRIPTO_TIMEOUT, in seconds."""
-    text = ctx.setting("SCRIPTO_TIMEOUT") or TIMEOUT_SECONDS
+    text = ctx.env.get("SCRIPTO_TIMEOUT") or TIMEOUT_SECONDS
     if not re.match(r"[0-9]{0,5}(\.[0-9]{1,9})?\Z", text) or not 0 < float(text) <= DAY:
-        problem = "SCRIPTO_TIMEOUT is '%s', not a number of seconds." % readable(text)
-        raise refused(problem, "set it to a number from 1 to %d, or unset it" % DAY)
+        problem = f"SCRIPTO_TIMEOUT is '{readable(text)}', not a number of seconds."
+        raise refused(problem, f"set it to a number from 1 to {DAY}, or unset it")
     return float(text)
 
 
 def is_loopback(host):
     """127.0.0.0/8, ::1 (RFC 1122, RFC 4291), localhost and what is below it (RFC 6761)."""
-    octet = "(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
-    return bool(re.match(r"(::1|(.+\.)?localhost|127(\.%s){3})\Z" % octet, host))
+    form = r"(::1|(.+\.)?localhost|127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3})\Z"
+    return bool(re.match(form, host))
 
 
-def is_ipv6(host):
+def ipv6_bytes(host):
+    """The address, None for what is none."""
     import socket  # lazy
 
     try:
-        return bool(socket.inet_pton(socket.AF_INET6, host))
+        return socket.inet_pton(socket.AF_INET6, host)
     except OSError:
-        return False
+        return None
 
 
 def origin_of(url):
@@ -395,59 +345,70 @@ def check_base_url(ctx, text, source):
     match = re.match(form, text, re.IGNORECASE | re.ASCII)
     scheme, host, port, path = match.groups("") if match else ("", "", "", "")
     bad = not match or set(path) & set("?#@\\\"'") or not 0 < int(port[1:] or 1) < 65536
-    if bad or (host[0] == "[" and not is_ipv6(host[1:-1])):
-        problem = "'%s' is not a base URL" % readable(text)[:200]
+    if bad or (host[0] == "[" and not ipv6_bytes(host[1:-1])):
+        problem = f"'{readable(text)[:200]}' is not a base URL"
         if "@" in text:  # what stands before it may be a password
             problem = "a base URL holds no user and no password"
         hint = "pass one like https://host[:port][/path] with --api-url"
-        raise refused("From %s: %s." % (source, problem), hint)
+        raise refused(f"From {source}: {problem}.", hint)
     scheme, host = scheme.lower(), host.lower()
-    insecure = scheme == "http" and not is_loopback(host.strip("[]"))
-    if insecure and ctx.env.get("SCRIPTO_ALLOW_HTTP") != "1":
-        problem = "From %s: plain http to %s would show codes and keys to the network."
+    trusted = is_loopback(host.strip("[]")) or ctx.env.get("SCRIPTO_ALLOW_HTTP") == "1"
+    if scheme == "http" and not trusted:
+        problem = f"plain http to {host} would show codes and keys to the network"
         hint = "use https, or set SCRIPTO_ALLOW_HTTP=1 if you trust that network"
-        raise refused(problem % (source, host), hint)
-    port = "" if port == {"http": ":80", "https": ":443"}[scheme] else port
-    return scheme + "://" + host + port + path.rstrip("/")
+        raise refused(f"From {source}: {problem}.", hint)
+    port = "" if port == (":443" if scheme == "https" else ":80") else port
+    return f"{scheme}://{host}{port}" + path.rstrip("/")
+
+
+def xdg_folder(ctx, variable, below_home, otherwise):
+    """By the XDG specification a variable that is empty or relative is ignored."""
+    if os.path.isabs(ctx.env.get(variable, "")):
+        return ctx.env[variable]
+    try:
+        home = ctx.env["HOME"] if "HOME" in ctx.env else os.path.expanduser("~")
+    except (KeyError, ImportError):  # before Python 3.8, for a user that is only a number
+        home = ""
+    if not os.path.isabs(home):
+        hint = f"set {variable} to a folder of your own, or {otherwise}"
+        raise blocked("There is no home folder: HOME is not set.", hint)
+    return os.path.join(home, below_home)
+
+
+def text_of(thing, member):
+    """A member that ought to be text, "" if it is not."""
+    value = thing.get(member)
+    return value if isinstance(value, str) else ""
 
 
 def shell_word(text):
-    """A value as it can be pasted into a shell."""
     import shlex  # lazy
 
     return shlex.quote(text)
 
 
-# ---- Profiles -----------------------------------------------------------------
+# ---- Profiles -------------------------
 # The only place that knows the profile file. It is whole at every moment, 0600 from its first
-# byte, and what cannot be understood is never overwritten.
+# byte (main() sets the umask), and what cannot be understood is never overwritten.
 
 
-def try_lock(descriptor):
-    """False: another program has it. The system drops it with its holder, however that dies, so
-    no lock is ever stale."""
+def lock_on_windows(descriptor, give_up):
     try:
-        import fcntl  # lazy; not on Windows
+        import msvcrt  # lazy
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system without locks: better unlocked than not
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     except ImportError:
-        try:
-            import msvcrt  # lazy; only there
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        except ImportError:
-            pass  # a Python with neither
+        pass  # a Python with neither
+    except OSError:
+        if time.monotonic() > give_up:
+            raise TimeoutError(errno.ETIMEDOUT, "another program is writing it")
+        time.sleep(0.02)
+        return False
     return True
 
 
 class ProfileFile:
-    """This user's profile file. Every failure is failed-precondition and names the path."""
+    """Every failure is failed-precondition and names the path."""
 
     def __init__(self, ctx):
         home = xdg_folder(ctx, "XDG_CONFIG_HOME", ".config", "SCRIPTO_API_KEY, which needs no file")
@@ -458,12 +419,12 @@ class ProfileFile:
 
     def trouble(self, what, hint=None):
         hint = hint or "mend it, or move it away: mv {0} {0}.old".format(shell_word(self.shown))
-        return blocked("The profile file %s %s." % (self.shown, what), hint)
+        return blocked(f"The profile file {self.shown} {what}.", hint)
 
     def content(self):
-        """The file's bytes, b"{}" without a file. Nothing in its place makes this hang."""
+        """The file's bytes, b"{}" without a file."""
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+            descriptor = os.open(self.path, os.O_RDONLY | NONBLOCK)
         except FileNotFoundError:
             return b"{}"
         with open(descriptor, "rb", buffering=0) as file:
@@ -471,8 +432,7 @@ class ProfileFile:
             if not stat.S_ISREG(mode):
                 raise self.trouble("is not a regular file")
             if mode & 0o077 and os.name == "posix":
-                text = "%s can be read by others (mode %04o); the next write makes it 0600"
-                warn(self.ctx, text % (self.shown, stat.S_IMODE(mode)))
+                warn(self.ctx, f"others have access to {self.shown}, until the next write")
             return file.read(PROFILE_BYTES + 1)
 
     def read(self):
@@ -482,130 +442,117 @@ class ProfileFile:
         try:
             content = self.content()
             state = json.loads(content.decode("utf-8-sig")) if len(content) <= PROFILE_BYTES else 0
+            profiles = state.setdefault("profiles", {})
+            sound = all(isinstance(each, dict) for each in [profiles, *profiles.values()])
         except OSError as error:
-            raise self.trouble("cannot be read: " + reason_of(error))
+            raise self.trouble("cannot be read: " + error.strerror)
         except (ValueError, RecursionError):
             raise self.trouble("is not valid JSON")
-        profiles = state.setdefault("profiles", {}) if isinstance(state, dict) else None
-        if not isinstance(profiles, dict) or not all(isinstance(p, dict) for p in profiles.values()):
-            raise self.trouble("is not an object of moderate size with an object of 'profiles'")
-        if not isinstance(state.get("activeProfile"), (str, type(None))):
-            raise self.trouble("names an active profile that is not text")
+        except AttributeError:  # no object where one has to be
+            sound = False
+        if not sound or not isinstance(state.get("activeProfile"), (str, type(None))):
+            raise self.trouble("is too large, or its 'profiles' or 'activeProfile' make no sense")
         return state
 
-    def missing_folders(self):
-        """Those on the way, outermost first. Raises OSError for a home that is not there, and for
-        another user's, whom a file of root's would lock out."""
-        missing, nearest = [], os.path.dirname(self.path)
+    def check_place(self):
+        """Raises OSError for no home, or another user's, whom root's file would lock out."""
+        nearest, home = os.path.dirname(self.path), os.path.dirname(os.path.dirname(self.folder))
         while not os.path.lexists(nearest):
-            missing.insert(0, nearest)
             nearest = os.path.dirname(nearest)
-        owner, home = os.stat(nearest).st_uid, os.path.dirname(os.path.dirname(self.folder))
+        owner = os.stat(nearest).st_uid
         if hasattr(os, "geteuid") and owner not in (0, os.geteuid()):
-            raise OSError(errno.EPERM, "%s belongs to user %d" % (readable(nearest), owner))
-        if not self.ctx.setting("XDG_CONFIG_HOME") and not os.path.isdir(home):
+            raise OSError(errno.EPERM, f"{readable(nearest)} belongs to user {owner}")
+        if not self.ctx.env.get("XDG_CONFIG_HOME") and not os.path.isdir(home):
             raise OSError(errno.ENOENT, "there is no folder " + readable(home))
-        return missing
-
-    def prepare_folder(self):
-        """Makes it, 0700 like those on the way, or closes it to others."""
-        for folder in self.missing_folders():
-            try:
-                os.mkdir(folder, 0o700)
-                os.chmod(folder, 0o700)  # the umask may have taken too much
-            except FileExistsError:
-                pass  # another program was faster
-        folder = os.path.dirname(self.path)
-        mode = stat.S_IMODE(os.stat(folder).st_mode)
-        if folder == self.folder and mode & 0o077:  # ours by its name; a link's target is not
-            os.chmod(folder, mode & 0o700)
 
     def lock(self):
-        """Returns the descriptor that holds it, or raises TimeoutError."""
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
-        descriptor = os.open(self.path + ".lock", flags, 0o600)
-        if hasattr(os, "fchmod"):  # not on Windows; the umask may have taken too much
-            os.fchmod(descriptor, 0o600)
+        """The descriptor that holds it, or TimeoutError. A lock dies with its holder."""
+        descriptor = os.open(self.path + ".lock", os.O_RDWR | os.O_CREAT | NONBLOCK, 0o600)
         give_up = time.monotonic() + LOCK_SECONDS
-        while not try_lock(descriptor):
-            if time.monotonic() > give_up:
-                os.close(descriptor)
-                raise TimeoutError(errno.ETIMEDOUT, "another program is writing it")
-            time.sleep(0.02)
-        return descriptor
+        while True:
+            try:
+                import fcntl  # lazy; not on Windows
 
-    def write_beside(self, content):
-        """Writes a temporary file through to the disk. One fixed name, under the lock, so that
-        nothing piles up; made anew, so that it is no link and 0600 from the start."""
-        path = self.path + ".tmp"
-        if os.path.lexists(path):
-            os.unlink(path)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with open(descriptor, "wb") as file:
-                if hasattr(os, "fchmod"):  # as above
-                    os.fchmod(descriptor, 0o600)
-                file.write(content)
-                file.flush()
-                os.fsync(descriptor)
-        except OSError:
-            os.unlink(path)
-            raise
-        return path
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    os.close(descriptor)
+                    raise TimeoutError(errno.ETIMEDOUT, "another program is writing it")
+                time.sleep(0.02)
+            except OSError:
+                return descriptor  # no locks on this file system: better unlocked than not
+            except ImportError:
+                if lock_on_windows(descriptor, give_up):
+                    return descriptor
 
     def replace(self, content, rehearsal):
-        """A rehearsal does all but the replacement, with room to spare: a full disk shows."""
+        """Writes beside the file, through to the disk, and renames. One fixed name, so that
+        nothing piles up; made anew, so that it is no link. A rehearsal does all but the renaming,
+        with room to spare: a full disk shows."""
         if len(content) > PROFILE_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        beside = self.write_beside(content + b" " * 4096 * rehearsal)
-        if rehearsal:
-            return os.unlink(beside)
-        os.replace(beside, self.path)
+        beside = self.path + ".tmp"
+        if os.path.lexists(beside):
+            os.unlink(beside)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(content + b" " * 4096 * rehearsal)
+                file.flush()
+                os.fsync(descriptor)
+            if not rehearsal:
+                os.replace(beside, self.path)
+        finally:
+            if os.path.lexists(beside):
+                os.unlink(beside)
         if os.name == "posix":  # the rename has to reach the disk too; Windows opens no folders
             descriptor = os.open(os.path.dirname(self.path), os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
 
-    def change(self, work, rehearsal=False):
-        """Replaces the file after work(state) under the lock, and returns what work() returned;
-        if that raises, nothing changes."""
+    def change(self, work=None, *values):
+        """Replaces the file after work(state, *values) under the lock, and returns the state; if
+        that raises, nothing changes. Without work it is a rehearsal."""
         import json  # lazy
 
-        lock = None
+        lock, folder = None, os.path.dirname(self.path)
         try:
-            self.prepare_folder()
+            self.check_place()
+            os.makedirs(folder, exist_ok=True)
+            if folder == self.folder and os.stat(folder).st_mode & 0o077:
+                os.chmod(folder, 0o700)  # ours by its name; what a link leads to is not
             lock = self.lock()
             state = self.read()
-            result = work(state)
+            if work:
+                work(state, *values)
             content = json.dumps(state, indent=2, allow_nan=False).encode("ascii") + b"\n"
-            self.replace(content, rehearsal)
-            return result
+            self.replace(content, rehearsal=not work)
+            return state
         except (RecursionError, ValueError):
             raise self.trouble("is nested too deeply, or holds a number that is none")
         except OSError as error:
             hint = "make that possible, or set XDG_CONFIG_HOME or SCRIPTO_API_KEY instead"
-            raise self.trouble("cannot be written: " + reason_of(error), hint)
+            raise self.trouble("cannot be written: " + error.strerror, hint)
         finally:
             if lock is not None:
                 os.close(lock)
 
 
+IDENTITY = ("apiKey", "email", "userId", "keyId")
+
+
 def find_profile(state, name):
-    """Raises not-found, or invalid-argument for what can be no name."""
+    """Raises not-found, invalid-argument for what can be no name."""
     if name not in state["profiles"]:
         check_profile_name(name)
-        raise ScriptoError("not-found", "There is no profile '%s'." % name, NEXT_USE)
+        hint = "see the profiles with: scripto use"
+        raise ScriptoError("not-found", f"There is no profile '{name}'.", hint)
     return state["profiles"][name]
 
 
-def text_of(thing, member):
-    """A member that ought to be text, "" if it is not."""
-    value = thing.get(member)
-    return value if isinstance(value, str) else ""
-
-
 def url_of(profile):
-    """The backend that minted the profile's key."""
+    """Where the profile's key was minted."""
     url = profile.get("baseUrl")
     return PRODUCTION_URL if url is None else str(url)
 
@@ -615,83 +562,87 @@ def profile_name_for(email):
     return local[:60].strip("-") or "default"
 
 
-def store_profile(state, named, identity, base_url, now, just_there=False):
-    """Stores a key (identity: what is known of apiKey, email, userId, keyId), makes it active,
-    and returns its name. The same email at the same backend renews its profile; a taken name
-    gets a number, unless just that profile is meant."""
+def store_profile(state, named, identity, base_url, just_there=False):
+    """Stores a key, with what is known of its IDENTITY, and makes it active. The same email at
+    the same backend renews its profile; a taken name gets a number, unless just that is meant."""
     profiles, email = state["profiles"], identity.get("email", "")
 
     def is_same(name):
         same_email = text_of(profiles[name], "email").lower() == email.lower()
         return same_email and url_of(profiles[name]).rstrip("/") == base_url
 
-    name = named or (profile_name_for(email) if email else "default")
+    name = named or profile_name_for(email)
     if not named and email:
         candidates = [name, state.get("activeProfile")] + list(profiles)
         name = next((each for each in candidates if each in profiles and is_same(each)), name)
-    first, number = name, 1
+    first, number = name[:60], 1
     while name in profiles and not just_there and not is_same(name):
         number += 1
-        name = "%s-%d" % (first[:60], number)
-    profile = profiles.setdefault(name, {})
-    for member in ("apiKey", "email", "userId", "keyId", "baseUrl"):  # unknown ones stay
+        name = f"{first}-{number}"
+    profile, now = profiles.setdefault(name, {}), timestamp(time.time())
+    for member in IDENTITY + ("baseUrl",):  # unknown ones stay
         profile.pop(member, None)
-    profile.update(identity)
+    profile.update(identity, updatedAt=now)
     if base_url != PRODUCTION_URL:
         profile["baseUrl"] = base_url
-    profile.setdefault("createdAt", timestamp(now))
-    profile["updatedAt"] = timestamp(now)
+    profile.setdefault("createdAt", now)
     state["activeProfile"] = name
-    return name
 
 
 def remove_profiles(state, names):
-    """Returns the active one's name: if that went, the first that is left becomes it."""
+    """If the active one goes, the first that is left becomes it."""
     for name in names:
         state["profiles"].pop(name, None)
     if state.get("activeProfile") not in state["profiles"]:
         state["activeProfile"] = next(iter(state["profiles"]), None)
-    return state["activeProfile"]
 
 
-# ---- Resolution ---------------------------------------------------------------
+# ---- Resolution -----------------------
 # Which key and which base URL are in force, and why. Nothing is sent or written here.
 
 
 class Target:
-    """A base URL and a key, with the source of each, and the profile in force, if any."""
+    """A base URL and a key, the source of each, and the profile in force, if any."""
 
-    def __init__(self):
-        self.base_url = self.url_source = self.key = self.key_source = self.name = None
-        self.profile = {}
+    base_url = url_source = key = key_source = name = None
+    profile = {}
 
 
-def given_key(ctx, text):
-    return check_key(read_line(ctx, "API key: ", True) if text == "-" else text, "--api-key")
+def given(ctx, check, flag, value, variable):
+    """(value, source) by flag, else by environment; None for both without."""
+    if value is not None:
+        return check(ctx, value, flag), flag
+    value = ctx.env.get(variable)
+    return (check(ctx, value, variable), variable) if value else (None, None)
+
+
+def given_url(ctx, args):
+    return given(ctx, check_base_url, "--api-url", args.api_url, "SCRIPTO_API_BASE_URL")
+
+
+def default_url(ctx):
+    return check_base_url(ctx, BASE_URL, "this file")
 
 
 def resolve(ctx, args, with_key=True):
-    """A Target by the contract's order. Raises unauthenticated without a key where one is
-    needed, failed-precondition where a profile's key would go to another origin."""
-    target, key, url = Target(), "SCRIPTO_API_KEY", "SCRIPTO_API_BASE_URL"
-    if with_key and args.api_key is not None:
-        target.key, target.key_source = given_key(ctx, args.api_key), "--api-key"
-    elif with_key and ctx.setting(key):
-        target.key, target.key_source = check_key(ctx.env[key], key), key
-    for source, text in (("--api-url", args.api_url), (url, ctx.setting(url))):
-        if text is not None and not target.base_url:
-            target.base_url, target.url_source = check_base_url(ctx, text, source), source
+    """By the contract's order. Raises unauthenticated without a key that is needed,
+    failed-precondition where a profile's key would go to another origin."""
+    target, variable = Target(), "SCRIPTO_API_KEY"
+    if with_key:
+        key = given(ctx, check_key, "--api-key", args.api_key, variable)
+        target.key, target.key_source = key
+    target.base_url, target.url_source = given_url(ctx, args)
     needed = args.profile is not None or (with_key and not target.key)
     if needed or not target.base_url:
         pick_profile(ctx, args.profile, needed, target)
-    if args.profile is not None and target.key_source == key:
-        warn(ctx, "%s overrides the key of profile '%s'" % (key, target.name))
+    if args.profile is not None and target.key_source == variable:
+        warn(ctx, f"{variable} overrides the key of profile '{target.name}'")
     if with_key and not target.key:
         target.key, target.key_source = target.profile.get("apiKey"), "profile"
         if not target.key:
             raise ScriptoError("unauthenticated", "There is no API key.", NEXT_SIGN_IN)
         if not is_key(target.key):
-            raise blocked("Profile '%s' holds no Scripto key." % target.name, NEXT_SIGN_IN)
+            raise blocked(f"Profile '{target.name}' holds no Scripto key.", NEXT_SIGN_IN)
     use_stored_url(ctx, args, target)
     return target
 
@@ -710,42 +661,39 @@ def pick_profile(ctx, named, needed, target):
 
 
 def use_stored_url(ctx, args, target):
-    """The profile's where none was given, else the default. A stored key goes to its own
-    backend only, whoever set another base URL, and why."""
+    """The profile's where none was given, else the default. A stored key goes to its own backend
+    only, whoever set another base URL."""
     unsaid = args.profile is None and "baseUrl" not in target.profile
     if target.key_source != "profile" and (target.base_url or unsaid):
         target.url_source = target.url_source or "default"
-        target.base_url = target.base_url or check_base_url(ctx, BASE_URL, "this file")
+        target.base_url = target.base_url or default_url(ctx)
         return
     try:
-        home = check_base_url(ctx, url_of(target.profile), "profile '%s'" % target.name)
+        home = check_base_url(ctx, url_of(target.profile), f"profile '{target.name}'")
     except ScriptoError as error:  # the file's fault, not the user's
         raise blocked(error.message, error.next_action)
     if not target.base_url:
         target.base_url, target.url_source = home, "profile"
     elif origin_of(home) != origin_of(target.base_url):
-        message = "The key of profile '%s' belongs to %s and is not sent to %s (from %s)."
-        raise blocked(message % (target.name, home, target.base_url, target.url_source),
-                      "pass --api-key, or sign in there with: scripto auth login-request "
-                      "--email <your-email> --api-url " + shell_word(target.base_url))
+        there = f"is not sent to {target.base_url} (from {target.url_source})"
+        hint = f"pass --api-key, or {NEXT_SIGN_IN} --api-url {shell_word(target.base_url)}"
+        raise blocked(f"The key of profile '{target.name}' belongs to {home} and {there}.", hint)
 
 
-# ---- HTTP client --------------------------------------------------------------
+# ---- HTTP client ----------------------
 # The only place that sends a request. No redirect is followed: every request carries a key, a
 # code or an email.
 
 
 def bad_reply(url, what):
-    return ScriptoError("invalid-response", "%s %s." % (url, what), NEXT_BACKEND)
+    return ScriptoError("invalid-response", f"{url} {what}.", NEXT_BACKEND)
 
 
 def send(ctx, method, url, body=None, key=None):
-    """Sends an object as JSON, the key as bearer token (RFC 6750); returns (status, headers, body
-    as bytes), whatever the status. Raises network-error, or invalid-response for what is no HTTP,
-    too large or broken off. A thread does the work, since a socket's time-out bounds neither a
-    name look-up nor a peer that sends a byte a second."""
-    import http.client  # lazy, like the others
-    import json
+    """(status, headers, body as bytes), for an object as JSON and a bearer key (RFC 6750). Raises
+    network-error, or invalid-response for what is no HTTP, too large or broken off. In a thread:
+    a socket's time-out bounds neither a name look-up nor a peer that sends a byte a second."""
+    import json  # lazy
     import socket
     import threading
     import urllib.request
@@ -761,10 +709,7 @@ def send(ctx, method, url, body=None, key=None):
     opener, outcome, progress = opener_for(url), [], []
 
     def work():
-        try:
-            outcome.append(exchange(opener, request, seconds, progress))
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            outcome.append(network_trouble(url, error, seconds, progress))
+        outcome.append(exchange(opener, request, seconds, progress))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -776,28 +721,28 @@ def send(ctx, method, url, body=None, key=None):
 
 
 def proxy_for(url):
-    """The proxy that the environment names for it, None for loopback."""
+    """By the environment; None for loopback."""
     import urllib.request as library  # lazy
 
     scheme, host, port = origin_of(url)
-    if is_loopback(host) or library.proxy_bypass_environment("%s:%d" % (host, port)):
+    if is_loopback(host) or library.proxy_bypass_environment(f"{host}:{port}"):
         return None
     return library.getproxies_environment().get(scheme)
 
 
-def client_tls():
-    """Certificates are always checked."""
-    import ssl  # lazy, and some Pythons lack it
+def checked_tls():
+    """For a server whose certificate is good for its name."""
+    import ssl  # lazy
 
     try:
         return ssl.create_default_context()
     except OSError as error:
         hint = "check SSL_CERT_FILE, SSL_CERT_DIR and SSLKEYLOGFILE"
-        raise blocked("TLS cannot be set up: %s." % reason_of(error), hint)
+        raise blocked(f"TLS cannot be set up: {error}.", hint)
 
 
 def opener_for(url):
-    """No redirects, no opinion on statuses, no other schemes."""
+    """Certificates checked, no redirects, no other schemes."""
     import urllib.request as library  # lazy
 
     scheme, proxy = origin_of(url)[0], proxy_for(url)
@@ -806,30 +751,32 @@ def opener_for(url):
     opener.add_handler(library.ProxyHandler({scheme: proxy} if proxy else {}))
     opener.add_handler(library.HTTPHandler())
     if scheme == "https":
-        tls = client_tls()
+        tls = checked_tls()  # first: without ssl there is no HTTPSHandler either
         opener.add_handler(library.HTTPSHandler(context=tls))
     return opener
 
 
-def exchange(opener, request, seconds, progress):
-    """A GET that was reset is tried once more; what spends a code never is: it may have been
-    heard. `progress` notes that a reply began."""
+def exchange(opener, request, seconds, progress, again=True):
+    """What send() returns or raises. A GET that was reset is tried once more; what spends a code
+    never is: it may have been heard. `progress` notes that a reply began."""
+    import http.client  # lazy
+
+    url = request.full_url
     try:
-        response = opener.open(request, timeout=seconds)
-    except OSError as error:
+        with opener.open(request, timeout=seconds) as response:
+            progress.append("reply")
+            buffer = bytearray(REPLY_BYTES + 1)  # read() follows a chunk of -1 bytes to the end
+            body = bytes(buffer[: response.readinto(buffer)])
+            if len(body) > REPLY_BYTES:
+                return bad_reply(url, f"sent more than {REPLY_BYTES} bytes")
+            if response.length:  # what Content-Length promised beyond this
+                return bad_reply(url, "broke off its reply")
+            return response.status, response.headers, body
+    except (OSError, http.client.HTTPException, ValueError) as error:
         reset = isinstance(getattr(error, "reason", error), ConnectionResetError)
-        if not reset or request.get_method() != "GET":
-            raise
-        response = opener.open(request, timeout=seconds)
-    with response:
-        progress.append("reply")
-        buffer = bytearray(REPLY_BYTES + 1)  # read() would follow a chunk of -1 bytes to the end
-        body = bytes(buffer[: response.readinto(buffer)])
-        if len(body) > REPLY_BYTES:
-            return bad_reply(request.full_url, "sent more than %d bytes" % REPLY_BYTES)
-        if response.length:  # what Content-Length promised beyond this
-            return bad_reply(request.full_url, "broke off its reply")
-        return response.status, response.headers, body
+        if reset and again and not progress and request.get_method() == "GET":
+            return exchange(opener, request, seconds, progress, again=False)
+        return network_trouble(url, error, seconds, progress)
 
 
 def network_trouble(url, error, seconds, progress):
@@ -839,41 +786,34 @@ def network_trouble(url, error, seconds, progress):
 
     if isinstance(getattr(error, "reason", None), Exception):
         error = error.reason  # urllib wraps what happens before the reply
-    where, tls = "%s:%d" % origin_of(url)[1:], sys.modules.get("ssl")
-    hint = "check the network, any proxy and the base URL"
-    if proxy_for(url):
-        where += " (through a proxy)"
-    if tls and isinstance(error, (tls.SSLError, tls.CertificateError)):
-        text = getattr(error, "verify_message", "") or getattr(error, "strerror", 0) or str(error)
-        text = re.sub(r"^\[.*?\] *|\.?( *\(_ssl\.c:\d+\))?$", "", text)  # OpenSSL's own, bare
-        text = "TLS with %s failed: %s." % (where, text)
-        hint = "check scheme and host; for their certificate install ca-certificates, or set SSL_CERT_FILE"
-    elif isinstance(error, socket.timeout):
-        what = "did not finish its reply" if progress else "did not answer"
-        text = "%s %s within %g seconds." % (where, what, seconds)
-        hint = "try again, or allow more time: SCRIPTO_TIMEOUT=%g" % (seconds * 2)
-    elif isinstance(error, (socket.gaierror, UnicodeError, http.client.InvalidURL)):
-        reason = getattr(error, "strerror", None) or "not a host name"
-        text = "The host of %s cannot be found: %s." % (where, reason)
-    elif isinstance(error, ConnectionRefusedError):
-        text = "%s refused the connection." % where
-        if not proxy_for(url):
-            hint = "check that the backend runs there, or pass another with --api-url"
-    elif isinstance(error, ConnectionError):
-        when = "in the middle of its reply" if progress else "without an answer"
-        text = "%s closed the connection %s." % (where, when)
-    elif isinstance(error, OSError) or (proxy_for(url) and not progress):
-        reason = reason_of(error) if isinstance(error, OSError) else str(error)
-        text = "%s cannot be reached: %s." % (where, reason)
-    else:
-        cut = isinstance(error, http.client.IncompleteRead)
-        return bad_reply(url, "broke off its reply" if cut else "sent what is not HTTP")
-    return ScriptoError("network-error", text, hint)
+    where, ssl = "%s:%d" % origin_of(url)[1:], sys.modules.get("ssl")
+    proxied = proxy_for(url)
+    where += " (through a proxy)" if proxied else ""
+    why = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error)
+    late = "did not finish its reply" if progress else "did not answer"
+    when = "in the middle of its reply" if progress else "without an answer"
+    usual = "check the network, any proxy and the base URL"
+    for kinds, text, hint in (  # the first that fits
+        ((ssl.SSLError, ssl.CertificateError) if ssl else (), f"TLS with {where} failed: {why}.",
+         "check the URL; install ca-certificates, or set SSL_CERT_FILE to who signed theirs"),
+        (socket.timeout, f"{where} {late} within {seconds:g} seconds.",
+         f"try again, or allow more time: SCRIPTO_TIMEOUT={seconds * 2:g}"),
+        ((socket.gaierror, UnicodeError, http.client.InvalidURL),
+         f"The host of {where} cannot be found: {why}.", usual),
+        (ConnectionRefusedError, f"{where} refused the connection.",
+         usual if proxied else "check that it runs there, or pass another with --api-url"),
+        (ConnectionError, f"{where} closed the connection {when}.", usual),
+        (Exception if proxied and not progress else OSError,
+         f"{where} cannot be reached: {why}.", usual),
+    ):
+        if isinstance(error, kinds):
+            return ScriptoError("network-error", text, hint)
+    cut = isinstance(error, http.client.IncompleteRead)
+    return bad_reply(url, "broke off its reply" if cut else "sent what is not HTTP")
 
 
 def parse_json(content):
-    """The JSON object, None for anything else. No number matters here; as floats they cost no
-    more than their length, however many digits."""
+    """The JSON object, None for anything else. As floats, long numbers cost no time."""
     import json  # lazy
 
     try:
@@ -883,110 +823,99 @@ def parse_json(content):
     return value if isinstance(value, dict) else None
 
 
-def call(ctx, target, method, path, part, body=None, hints=None):
-    """That part of a success, an object. Raises the backend's error; `hints` has next actions by
-    code, for those that name none."""
+def call(ctx, target, method, path, part, body=None, hint=None):
+    """That part of a success, an object. Raises the backend's error; the hint is for an
+    invalid-argument without one."""
     url = target.base_url + path
-    status, headers, content = send(ctx, method, url, body, target.key)
+    status, _, content = send(ctx, method, url, body, target.key)
     value = parse_json(content)
     if 300 <= status < 400:
         raise bad_reply(url, "answered with a redirect, which is not followed")
     if value is None and status < 500 and status not in (401, 429):
         raise bad_reply(url, "did not answer in the contract's JSON")
     if status >= 300 or (value.get("success") is False and isinstance(value.get("error"), dict)):
-        raise backend_error(status, headers, value or {}, hints or {})
+        raise backend_error(status, value or {}, hint)
     if not isinstance(value.get(part), dict):
-        raise bad_reply(url, "left '%s' out of its answer" % part)
+        raise bad_reply(url, f"left '{part}' out of its answer")
     return value[part]
 
 
-def backend_error(status, headers, value, hints):
-    """Its members word for word, gaps filled by the status."""
+def backend_error(status, value, hint):
+    """Word for word, gaps filled by the status."""
     by_status = {401: "unauthenticated", 404: "not-found", 429: "resource-exhausted"}
-    error = value.get("error")
-    error = error if isinstance(error, dict) else {}
+    error = value["error"] if isinstance(value.get("error"), dict) else {}
     code = by_status.get(status, "internal" if status >= 500 else "invalid-argument")
     code = text_of(error, "code") or code
     refusal = "The backend refused the key." if code == "unauthenticated" else ""
-    message = text_of(error, "message") or refusal or "The backend answered HTTP %d." % status
-    wait = headers.get("Retry-After", "")
-    retry = "retry in %s seconds" % wait if wait.isdigit() else NEXT_RETRY
-    usual = {"unauthenticated": NEXT_SIGN_IN, "internal": retry, "resource-exhausted": retry}
-    hint = text_of(error, "nextAction") or hints.get(code) or usual.get(code, NEXT_DOCTOR)
-    return ScriptoError(code, message, hint, status)
+    message = text_of(error, "message") or refusal or f"The backend answered HTTP {status}."
+    usual = {"unauthenticated": NEXT_SIGN_IN, "internal": NEXT_RETRY,
+             "resource-exhausted": NEXT_RETRY, "invalid-argument": hint}
+    next_action = text_of(error, "nextAction") or usual.get(code) or NEXT_DOCTOR
+    return ScriptoError(code, message, next_action, status)
 
 
-# ---- Account ------------------------------------------------------------------
-# A command takes the context and the parsed arguments and returns a Reply.
+# ---- Account --------------------------
+# A command takes the context and the parsed arguments and returns (data for JSON, the same as lines
+# for a person).
 
 
 def cmd_login_request(ctx, args):
-    email = check_email(args.email, "auth login-request")
-    target = resolve(ctx, args, with_key=False)
-    hints = {"invalid-argument": NEXT_EMAIL + "auth login-request"}
-    data = call(ctx, target, "POST", "/api/cli/login-request", "data", {"email": email}, hints)
+    email = check_email(args.email, "login-request")
+    target, hint = resolve(ctx, args, with_key=False), NEXT_EMAIL + "login-request"
+    data = call(ctx, target, "POST", "/api/cli/login-request", "data", {"email": email}, hint)
     if data.get("ok") is not True:
         raise bad_reply(target.base_url, "did not say that a code was sent")
-    then = "scripto auth login-complete --email %s --code <6-digit-code>" % shell_word(email)
+    then = f"scripto auth login-complete --email {shell_word(email)} --code <6-digit-code>"
     chosen = (("--api-url", args.api_url), ("--profile", args.profile))
-    flags = "".join(" %s %s" % (flag, shell_word(value)) for flag, value in chosen if value)
+    flags = "".join(f" {flag} {shell_word(value)}" for flag, value in chosen if value)
     if flags:
-        warn(ctx, "the code is good at %s only: add%s there too" % (target.base_url, flags))
+        warn(ctx, f"the code is good at {target.base_url} only: add{flags} there too")
     lines = ["✓ Sign-in code sent to " + email, "", "  Then run:", "    " + then]
-    return Reply({"ok": True, "email": email, "nextAction": then + flags}, lines)
+    return {"ok": True, "email": email, "nextAction": then + flags}, lines
 
 
 def cmd_login_complete(ctx, args):
     """What can fail on this machine is tried first: a code is good for one key."""
-    email = check_email(args.email, "auth login-complete")
+    email = check_email(args.email, "login-complete")
     code = check_code(read_line(ctx, "Code: ") if args.code == "-" else args.code)
     body = {"email": email, "otp": code}
     if args.name is not None:
         body["name"] = check_key_name(args.name)
-    if args.profile_name is not None:
-        check_profile_name(args.profile_name)
+    check_profile_name(args.profile_name)
     target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
-    file.change(lambda state: None, rehearsal=True)
-    hints = {"invalid-argument": NEXT_CODE}
+    state = file.change()
     try:
-        data = call(ctx, target, "POST", "/api/cli/login-complete", "data", body, hints)
+        data = call(ctx, target, "POST", "/api/cli/login-complete", "data", body, NEXT_CODE)
     except ScriptoError as error:
         if error.code in ("network-error", "invalid-response"):  # it may have been heard
             error.next_action += "; if the code is used up by now, " + NEXT_CODE
         raise
     if not is_key(data.get("apiKey")):
         raise bad_reply(target.base_url, "sent no key")
-    names = ("apiKey", "email", "userId", "keyId")
-    identity = {name: text_of(data, name) for name in names if text_of(data, name)}
+    identity = {name: text_of(data, name) for name in IDENTITY if text_of(data, name)}
     identity.setdefault("email", email)
-    name = keep_key(ctx, file, args.profile_name, identity, target.base_url)
+    name = keep_key(file, state, args.profile_name, identity, target.base_url)
     lines = ["✓ Signed in", "", "  Email:    " + identity["email"]]
     return stored(name, identity, target.base_url, lines)
 
 
-def keep_key(ctx, file, named, identity, base_url):
-    """If a key that was just minted cannot be stored after all, the error hands it over, this
-    once: its code is spent."""
-
-    def store(state):
-        return store_profile(state, named, identity, base_url, ctx.now())
-
+def keep_key(file, state, named, identity, base_url):
+    """The profile's name. If the key cannot be stored after all, the error hands it over, this
+    once, with the name that was free in that state: its code is spent."""
     try:
-        return file.change(store)
+        return file.change(store_profile, named, identity, base_url)["activeProfile"]
     except (ScriptoError, KeyboardInterrupt) as error:
-        hint = "store it with: scripto config set --api-key %s --profile-name %s --api-url %s"
-        try:
-            name = store(file.read())  # the name that is free for it
-        except ScriptoError:
-            name = named or profile_name_for(identity["email"])
-        raise blocked("Signed in, but the key could not be stored. %s" % error,
-                      hint % (shell_word(identity["apiKey"]), name, shell_word(base_url)))
+        store_profile(state, named, identity, base_url)
+        flags = (f"--api-key {shell_word(identity['apiKey'])} --profile-name "
+                 f"{state['activeProfile']} --api-url {shell_word(base_url)}")
+        raise blocked(f"Signed in, but the key could not be stored. {error}",
+                      "store it with: scripto config set " + flags)
 
 
 def stored(name, identity, base_url, lines):
     data = dict(identity, profile=name, active=True, baseUrl=base_url, apiKey=MASKED_KEY)
-    lines = lines + ["  Profile:  %s (now active)" % name, "  API key:  " + MASKED_KEY]
-    return Reply(data, lines + ["", "  Try it:  scripto whoami"])
+    lines += [f"  Profile:  {name} (now active)", "  API key:  " + MASKED_KEY]
+    return data, lines + ["", "  Try it:  scripto whoami"]
 
 
 def cmd_whoami(ctx, args):
@@ -996,28 +925,23 @@ def cmd_whoami(ctx, args):
     if not text_of(user, "id"):
         raise bad_reply(target.base_url, "named no user")
     own, name = ({}, None) if target.key_source != "profile" else (target.profile, target.name)
-    user = {
-        "id": text_of(user, "id"),
-        "email": text_of(user, "email") or text_of(own, "email"),
-        "name": text_of(user, "name") or text_of(own, "name") or name or "",
-    }
-    data = {"user": user, "profile": name, "baseUrl": target.base_url}
-    data["keySource"] = target.key_source
-    source = "profile " + name if name else target.key_source
-    return Reply(data, [
-        "✓ Signed in as " + (user["email"] or user["id"]),
-        "",
-        "  Name:     " + user["name"],
-        "  User ID:  " + user["id"],
-        "  API key:  %s (from %s)" % (MASKED_KEY, source),
+    user_id, email = text_of(user, "id"), text_of(user, "email") or text_of(own, "email")
+    user_name = text_of(user, "name") or text_of(own, "name") or name or ""
+    data = {"user": {"id": user_id, "email": email, "name": user_name}, "profile": name,
+            "baseUrl": target.base_url, "keySource": target.key_source}
+    return data, [
+        "✓ Signed in as " + (email or user_id), "",
+        "  Name:     " + user_name,
+        "  User ID:  " + user_id,
+        f"  API key:  {MASKED_KEY} (from {'profile ' + name if name else target.key_source})",
         "  Backend:  " + target.base_url,
-    ])
+    ]
 
 
 def cmd_token(ctx, args):
     """The one command that shows a key."""
     key = resolve(ctx, args).key
-    return Reply({"apiKey": key}, [key])
+    return {"apiKey": key}, [key]
 
 
 def listed(state):
@@ -1025,14 +949,13 @@ def listed(state):
     active, profiles = state.get("activeProfile"), state["profiles"].items()
     rows = [{"name": name, "active": name == active, "email": text_of(profile, "email"),
              "baseUrl": url_of(profile)} for name, profile in profiles]
-    wide = max([len(row["name"]) for row in rows] + [0])
-    lines = ["%s %s  %-24s  %s" % ("●" if row["active"] else " ", row["name"].ljust(wide),
-                                   row["email"], row["baseUrl"]) for row in rows]
+    lines = ["{} {name:16}  {email:24}  {baseUrl}".format("●" if row["active"] else " ", **row)
+             for row in rows]
     return rows, lines or ["No profile yet.", "  next: " + NEXT_SIGN_IN]
 
 
 def warn_of_environment(ctx):
-    if ctx.setting("SCRIPTO_API_KEY"):
+    if ctx.env.get("SCRIPTO_API_KEY"):
         warn(ctx, "SCRIPTO_API_KEY is set and overrides the key of every profile")
 
 
@@ -1041,18 +964,11 @@ def cmd_use(ctx, args):
     state = file.read()
     if args.name is not None:
         find_profile(state, args.name)  # a refusal comes before anything is touched
-
-        def switch(state):
-            find_profile(state, args.name)
-            state["activeProfile"] = args.name
-            return state
-
-        state = file.change(switch)
+        state = file.change(dict.update, {"activeProfile": args.name})
         warn_of_environment(ctx)
     rows, lines = listed(state)
-    if args.name is not None:
-        lines = ["✓ Profile %s is now active" % args.name]
-    return Reply({"activeProfile": state.get("activeProfile"), "profiles": rows}, lines)
+    lines = [f"✓ Profile {args.name} is now active"] if args.name else lines
+    return {"activeProfile": state.get("activeProfile"), "profiles": rows}, lines
 
 
 def cmd_logout(ctx, args):
@@ -1062,40 +978,34 @@ def cmd_logout(ctx, args):
     if name is None:
         raise ScriptoError("not-found", "No profile is active.", NEXT_SIGN_IN)
     backend = url_of(find_profile(state, name))
-    active = file.change(lambda state: remove_profiles(state, [name]))
-    lines = ["✓ Signed out: profile %s is removed from this machine" % name]
-    lines.append("  Its key is not revoked: copies of it still work at " + backend)
-    if active and state.get("activeProfile") == name:
-        lines.append("  Profile %s is now active" % active)
+    active = file.change(remove_profiles, [name])["activeProfile"]
+    lines = [f"✓ Signed out: profile {name} is removed from this machine",
+             "  Its key is not revoked: copies of it still work at " + backend]
+    if active and name == state.get("activeProfile"):
+        lines.append(f"  Profile {active} is now active")
     warn_of_environment(ctx)
-    return Reply({"removed": name, "revoked": False, "activeProfile": active}, lines)
-
-
-# ---- Configuration ------------------------------------------------------------
-# The commands that work on the profile file alone, with no network.
+    return {"removed": name, "revoked": False, "activeProfile": active}, lines
 
 
 def cmd_config_set(ctx, args):
+    name = args.profile_name
     if args.api_key is None:
         raise refused("The API key is missing.", "Pass --api-key <your-key> to: scripto config set")
-    identity, name = {"apiKey": given_key(ctx, args.api_key)}, args.profile_name
-    url, source = args.api_url, "--api-url"
-    if url is None:
-        url, source = ctx.setting("SCRIPTO_API_BASE_URL"), "SCRIPTO_API_BASE_URL"
-    if name is not None:
-        check_profile_name(name)
-    file = ProfileFile(ctx)
-    if url is None:  # a new key for a profile is for the same backend
-        url, source = BASE_URL, "this file"
-        if name in file.read()["profiles"]:
-            url, source = url_of(find_profile(file.read(), name)), "profile '%s'" % name
-    base_url = check_base_url(ctx, url, source)
+    identity = {"apiKey": check_key(ctx, args.api_key, "--api-key")}
+    given_one = given_url(ctx, args)[0]
+    check_profile_name(name)
 
     def store(state):
-        return store_profile(state, name, identity, base_url, ctx.now(), name is not None)
+        base_url = given_one
+        if not base_url and name in state["profiles"]:  # its new key is for the same backend
+            base_url = check_base_url(ctx, url_of(state["profiles"][name]), f"profile '{name}'")
+        base_url = base_url or default_url(ctx)
+        store_profile(state, name, identity, base_url, name is not None)
 
-    lines = ["✓ Key stored", "", "  Backend:  " + base_url]
-    return stored(file.change(store), identity, base_url, lines)
+    state = ProfileFile(ctx).change(store)
+    name = state["activeProfile"]
+    base_url = url_of(state["profiles"][name])
+    return stored(name, identity, base_url, ["✓ Key stored", "", "  Backend:  " + base_url])
 
 
 def cmd_config_show(ctx, args):
@@ -1114,11 +1024,11 @@ def cmd_config_show(ctx, args):
         target = resolve(ctx, args)
     except ScriptoError as error:
         data["problem"] = error.envelope()["error"]
-        return Reply(data, lines + ["Key in force: none. " + error.message])
+        return data, lines + ["Key in force: none. " + error.message]
     data["key"] = {"apiKey": MASKED_KEY, "source": target.key_source, "profile": target.name}
     data["baseUrl"] = {"url": target.base_url, "source": target.url_source}
-    lines.append("Key in force: %s (from %s)" % (MASKED_KEY, target.key_source))
-    return Reply(data, lines + ["Base URL:     %s (from %s)" % (target.base_url, target.url_source)])
+    return data, lines + [f"Key in force: {MASKED_KEY} (from {target.key_source})",
+                          f"Base URL:     {target.base_url} (from {target.url_source})"]
 
 
 def cmd_config_clear(ctx, args):
@@ -1128,166 +1038,160 @@ def cmd_config_clear(ctx, args):
     if args.profile is not None:
         find_profile(state, args.profile)
         names = [args.profile]
-    if names and not args.yes and not is_terminal(ctx.stdin):
-        problem = "This forgets keys, and there is no terminal to ask at."
-        raise refused(problem, "add --yes to: scripto config clear")
     if names and not args.yes:
-        reply = read_line(ctx, "Forget %s? [y/N] " % ", ".join(names))
+        if not is_terminal(ctx.stdin):
+            raise refused("There is no terminal to ask at.", "add --yes to: scripto config clear")
+        reply = read_line(ctx, f"Forget {', '.join(names)}? [y/N] ")
         if reply.strip().lower() not in ("y", "yes"):
             raise ScriptoError("cancelled", "Nothing was changed.", "answer y, or add --yes")
-    active = file.change(lambda state: remove_profiles(state, names)) if names else None
+    active = file.change(remove_profiles, names)["activeProfile"] if names else None
     lines = ["✓ Forgotten: " + (", ".join(names) or "nothing, there was no profile")]
-    return Reply({"removed": names, "activeProfile": active}, lines)
+    return {"removed": names, "activeProfile": active}, lines
 
 
-# ---- Mail ---------------------------------------------------------------------
-# How the backend delivers a code: deliver(message, to) raises MailError, whose reason goes to the
-# log and holds no address and no code.
+# ---- Mail -----------------------------
+# How the backend delivers a code: deliver(message, to) raises OSError, as smtplib's errors are.
 
 
-class MailError(Exception):
-    pass
-
-
-def compose(sender, to, code, site, now):
+def compose(sender, to, code, site):
     """As readers and spam filters expect it (RFC 5322, RFC 3834)."""
-    import email.message  # lazy
-    import email.policy
-    import email.utils
+    from email import message, policy, utils  # lazy
 
-    message = email.message.EmailMessage(email.policy.default.clone(utf8=True))
-    message["From"] = "Scripto <%s>" % sender
-    message["To"] = to
-    message["Subject"] = "%s is your Scripto sign-in code" % code
-    message["Date"] = email.utils.formatdate(now, localtime=True)
-    message["Message-ID"] = email.utils.make_msgid(domain=sender.rpartition("@")[2])
-    message["Auto-Submitted"] = "auto-generated"
-    message.set_content(
-        "Your code to sign in to Scripto at %s is:\n\n    %s\n\n"
-        "It works once, within %d minutes. Enter it only where you asked for it.\n"
-        "If you did not ask for it, ignore this mail: without the code nobody gets in.\n"
-        % (site, code, CODE_SECONDS // 60)
-    )
-    return message
+    mail = message.EmailMessage(policy.default.clone(utf8=True))
+    mail["From"] = f"Scripto <{sender}>"
+    mail["To"] = to
+    mail["Subject"] = f"{code} is your Scripto sign-in code"
+    mail["Date"] = utils.formatdate(localtime=True)
+    mail["Message-ID"] = utils.make_msgid(domain=sender.rpartition("@")[2])
+    mail["Auto-Submitted"] = "auto-generated"
+    mail.set_content(
+        f"Your code to sign in to Scripto at {site} is:\n\n    {code}\n\n"
+        f"It works once, within {CODE_SECONDS // 60} minutes. If you did not ask for it, ignore\n"
+        "this mail: without the code nobody gets in.\n")
+    return mail
 
 
-def delivery_for(ctx, where, bound_to):
-    """deliver(message, to) by --mail. A code on the console of a server is for who sits there,
-    so that is for a server bound to loopback only."""
-    kind, _, rest = where.partition(":")
-    if where == "console" and is_loopback(bound_to):
-        return lambda message, to: say(ctx, "mail to %s: %s" % (to, message["Subject"]))
-    if kind == "maildir" and rest:
-        folder = os.path.abspath(os.path.expanduser(rest))
+def delivery_for(ctx, how, bound_to):
+    """By --mail. A code on a console is for who sits there: only for a server bound to loopback."""
+    from urllib.parse import urlsplit  # lazy
+
+    kind, _, folder = how.partition(":")
+    if how == "console" and is_loopback(bound_to):
+        return lambda message, to: say(ctx, f"mail to {to}: {message['Subject']}")
+    if kind == "maildir" and folder:
+        folder = os.path.abspath(os.path.expanduser(folder))
         try:
             make_maildir(folder)
         except OSError as error:
-            warn(ctx, "mail cannot go to %s: %s" % (folder, reason_of(error)))
+            warn(ctx, f"mail cannot go to {folder}: {error.strerror}")
         return lambda message, to: deliver_to_maildir(folder, message)
-    if kind == "smtps":
-        client_tls()  # what is wrong with it shows now
-    server = smtp_server(ctx, where) if kind in ("smtp", "smtps") else None
-    if server:
-        return lambda message, to: deliver_by_smtp(server, message, to)
+    try:
+        url = urlsplit(how)
+        if kind in ("smtp", "smtps") and url.hostname and url.port != 0:
+            if kind == "smtps":
+                checked_tls()  # a Python without ssl: now is the time to say so
+            return lambda message, to: deliver_by_smtp(ctx, url, message, to)
+    except ValueError:
+        pass  # a bad port, or half a bracket
     forms = "maildir:DIR, smtp://[user@]host[:port], smtps://..., console (on loopback only)"
-    raise refused("Mail cannot go by '%s' from %s." % (kind, bound_to), "pass --mail with: " + forms)
+    raise refused(f"Mail cannot go by '{kind}' from {bound_to}.", "pass --mail with: " + forms)
 
 
 def make_maildir(folder):
     """By us, since mailbox minds it if another program is making them, too."""
     for part in ("tmp", "new", "cur"):
-        os.makedirs(os.path.join(folder, part), 0o700, exist_ok=True)
+        os.makedirs(os.path.join(folder, part), exist_ok=True)
 
 
 def deliver_to_maildir(folder, message):
     import mailbox  # lazy
 
+    make_maildir(folder)
     try:
-        make_maildir(folder)
         mailbox.Maildir(folder, create=False).add(message)
-    except (OSError, ValueError, mailbox.Error) as error:
-        raise MailError("maildir: " + type(error).__name__)
+    except mailbox.Error as error:
+        raise OSError(errno.EIO, type(error).__name__)
 
 
-def smtp_server(ctx, url):
-    """(scheme, host, port, user, password), None for a bad URL. The environment's password wins
-    over the URL's, which the list of processes shows."""
-    from urllib.parse import unquote, urlsplit  # lazy
-
-    try:
-        parts = urlsplit(url)
-        port = parts.port or (465 if parts.scheme == "smtps" else 25)
-    except ValueError:
-        return None
-    if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
-        return None
-    password = ctx.setting("SCRIPTO_SMTP_PASSWORD") or unquote(parts.password or "")
-    return parts.scheme, parts.hostname, port, unquote(parts.username or ""), password
-
-
-def deliver_by_smtp(server, message, to):
-    """Over checked TLS where the server offers it; no password goes out in the clear."""
+def deliver_by_smtp(ctx, url, message, to):
+    """Over checked TLS where it is offered; no password goes out in the clear. The environment's
+    wins over the URL's, which the list of processes shows."""
     import smtplib  # lazy
+    from urllib.parse import unquote
 
-    scheme, host, port, user, password = server
-    secure, kind, more = scheme == "smtps", smtplib.SMTP, {}
-    if secure:
-        kind, more = smtplib.SMTP_SSL, {"context": client_tls()}
+    secure, user = url.scheme == "smtps", unquote(url.username or "")
+    password = ctx.env.get("SCRIPTO_SMTP_PASSWORD") or unquote(url.password or "")
+    kind, more = (smtplib.SMTP_SSL, {"context": checked_tls()}) if secure else (smtplib.SMTP, {})
     own = message["Message-ID"][1:-1].partition("@")[2]  # else a look-up in the DNS, to wait for
+    smtp = kind(url.hostname, url.port or 0, own, timeout=MAIL_SECONDS, **more)
     try:
-        smtp = kind(host, port, own, timeout=MAIL_SECONDS, **more)
-        try:
-            smtp.ehlo_or_helo_if_needed()
-            if not secure and smtp.has_extn("starttls"):
-                smtp.starttls(context=client_tls())
-                secure = True
-            if user and not secure and not is_loopback(host):
-                raise MailError("smtp: the server offers no TLS for the password")
-            if user:
-                smtp.login(user, password)
-            smtp.send_message(message, to_addrs=[to])
-            smtp.putcmd("quit")  # the mail is taken, whatever the answer to this
-        finally:
-            smtp.close()
-    except (OSError, smtplib.SMTPException, ValueError) as error:
-        status = getattr(error, "smtp_code", "")  # not its text, which may quote the address
-        raise MailError("smtp: %s %s" % (type(error).__name__, status))
+        smtp.ehlo_or_helo_if_needed()
+        if not secure and smtp.has_extn("starttls"):
+            smtp.starttls(context=checked_tls())
+            secure = True
+        if user and not secure and not is_loopback(url.hostname):
+            raise smtplib.SMTPNotSupportedError("no TLS for the password")
+        if user:
+            smtp.login(user, password)
+        smtp.send_message(message, to_addrs=[to])
+        smtp.putcmd("quit")  # the mail is taken, whatever the answer to this
+    finally:
+        smtp.close()
 
 
-# ---- Store --------------------------------------------------------------------
-# The only place that knows SQL: users, keys, live codes, and the events that limits count.
+# ---- Store ----------------------------
+# The only place that knows SQL: users, keys, live codes, and the events that limits count. Codes
+# and keys are stored as hashes only.
 
-MIGRATIONS = (  # each from user_version n to n + 1; only ever appended to
-    (
-        "CREATE TABLE secret (value BLOB NOT NULL)",
-        "CREATE TABLE users (id TEXT PRIMARY KEY, email TEXT NOT NULL UNIQUE, name TEXT NOT NULL,"
-        " created_at REAL NOT NULL)",
-        "CREATE TABLE keys (id TEXT PRIMARY KEY, user_id TEXT NOT NULL, hash BLOB NOT NULL UNIQUE,"
-        " name TEXT NOT NULL, start TEXT NOT NULL, created_at REAL NOT NULL, last_used_at REAL)",
-        "CREATE TABLE codes (email TEXT PRIMARY KEY, hash BLOB NOT NULL, expires_at REAL NOT NULL,"
-        " attempts INTEGER NOT NULL)",
-        "CREATE TABLE events (id INTEGER PRIMARY KEY, email TEXT NOT NULL, kind TEXT NOT NULL,"
-        " at REAL NOT NULL)",
-        "CREATE INDEX events_by_email ON events (email, kind, at)",
-        "CREATE INDEX events_by_age ON events (at)",
-        "CREATE INDEX keys_by_user ON keys (user_id)",
-    ),
-)
+# Each from user_version n to n + 1; only ever appended to.
+MIGRATIONS = ["""
+CREATE TABLE secret (value BLOB NOT NULL);
+CREATE TABLE users (id TEXT PRIMARY KEY, email TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
+    created_at REAL NOT NULL);
+CREATE TABLE keys (id TEXT PRIMARY KEY, user_id TEXT NOT NULL, hash BLOB NOT NULL UNIQUE,
+    name TEXT NOT NULL, start TEXT NOT NULL, created_at REAL NOT NULL, last_used_at REAL);
+CREATE TABLE codes (email TEXT PRIMARY KEY, hash BLOB NOT NULL, expires_at REAL NOT NULL,
+    attempts INTEGER NOT NULL);
+CREATE TABLE events (id INTEGER PRIMARY KEY, email TEXT NOT NULL, kind TEXT NOT NULL,
+    at REAL NOT NULL);
+CREATE INDEX events_by_email ON events (email, kind, at);
+CREATE INDEX events_by_age ON events (at);
+CREATE INDEX keys_by_user ON keys (user_id)
+"""]
+
+
+def too_many(what, seconds):
+    wait = int(seconds) + 1
+    return ScriptoError("resource-exhausted", f"Too many {what}.", f"retry in {wait} seconds",
+                        headers=[("Retry-After", str(wait))])
+
+
+def hash_of(key):
+    """Plain: nobody guesses 32 random bytes."""
+    import hashlib  # lazy
+
+    return hashlib.sha256(key.encode()).digest()
 
 
 class Store:
-    """One connection, one thread at a time; SQLite's locks hold off other processes. Times are
-    Unix seconds. What write() returned survives a power cut."""
+    """One connection, one thread at a time; SQLite's locks hold off other processes. What write()
+    returned survives a power cut."""
 
-    def __init__(self, path):
+    def __init__(self, ctx, path):
         import sqlite3  # lazy
         import threading
 
-        path = os.path.abspath(path)  # no `:memory:`, which SQLite would lose at the end
-        self.path, self.lock = path, threading.Lock()
+        folder, self.lock = None, threading.Lock()
+        if not path:
+            home = xdg_folder(ctx, "XDG_DATA_HOME", ".local/share", "pass --db FILE")
+            folder = os.path.join(home, "scripto")
+            path = os.path.join(folder, "scripto.db")
+        self.path = path = os.path.abspath(path)  # no `:memory:`, which would be lost at the end
         try:
+            if folder:
+                os.makedirs(folder, exist_ok=True)
             # Made by us, so that it is 0600 before SQLite writes; its side files follow suit.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o600))
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | NONBLOCK, 0o600))
             self.db = sqlite3.connect(
                 path, timeout=10, isolation_level=None, check_same_thread=False)
             with self.db:  # one view of it, and before the first change: it may not be ours
@@ -1297,11 +1201,12 @@ class Store:
             self.run("PRAGMA journal_mode = WAL")
             self.run("PRAGMA synchronous = FULL")
             self.write(self.migrate)
+            self.secret = self.read("SELECT value FROM secret")[0][0]
         except (OSError, sqlite3.Error) as error:
-            raise self.trouble("cannot be used: %s" % error)
+            raise self.trouble(f"cannot be used: {error}")
 
     def trouble(self, what):
-        return blocked("The database %s %s." % (self.path, what), "pass another file with --db")
+        return blocked(f"The database {self.path} {what}.", "pass another file with --db")
 
     def run(self, sql, *values):
         return self.db.execute(sql, values)
@@ -1317,11 +1222,10 @@ class Store:
             return work(*values)
 
     def version(self):
-        """How many migrations it has seen. Raises for a file that is not this program's."""
+        """Raises for a file that is not this program's."""
         version = self.run("PRAGMA user_version").fetchone()[0]
-        ours = self.run("SELECT count(*) FROM sqlite_master WHERE name IN ('secret', 'events')")
-        tables = self.run("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if (ours.fetchone()[0] == 2) != (version > 0) or (version == 0 and tables):
+        names = {row[0] for row in self.run("SELECT name FROM sqlite_master")}
+        if {"secret", "events"} - names if version else names:
             raise self.trouble("belongs to another program")
         if version > len(MIGRATIONS):
             raise self.trouble("was made by a newer scripto")
@@ -1329,68 +1233,76 @@ class Store:
 
     def migrate(self):
         version = self.version()
-        for statement in sum(MIGRATIONS[version:], ()):
+        for statement in ";".join(MIGRATIONS[version:]).split(";"):
             self.run(statement)
         if version == 0:
             self.run("INSERT INTO secret VALUES (?)", os.urandom(32))
-        self.run("PRAGMA user_version = %d" % len(MIGRATIONS))
+        self.run(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
-    def wait(self, email, limits, now):
-        """Seconds until the email is within all limits."""
+    def code_hash(self, email, code):
+        """Keyed, since a plain hash of six digits hides nothing."""
+        import hmac  # lazy
+
+        return hmac.new(self.secret, f"{email}\0{code}".encode(), "sha256").digest()
+
+    def check_limits(self, email, limits, what):
+        """Raises resource-exhausted until the email is within all of them."""
+        now, waits = time.time(), [0]
         sql = ("SELECT at FROM events WHERE email = ? AND kind = ? AND at > ?"
                " ORDER BY at DESC LIMIT 1 OFFSET ?")
-        waits = [0]
         for kind, most, seconds in limits:
-            for row in self.run(sql, email, kind, now - seconds, most - 1):
-                waits.append(row[0] + seconds - now)
-        return max(waits)
+            rows = self.run(sql, email, kind, now - seconds, most - 1)
+            waits += [row[0] + seconds - now for row in rows]
+        if max(waits):
+            raise too_many(what + " for this email", max(waits))
 
-    def add_event(self, email, kind, now):
+    def add_event(self, email, kind):
         sql = "INSERT INTO events (email, kind, at) VALUES (?, ?, ?)"
-        return self.run(sql, email, kind, now).lastrowid
+        return self.run(sql, email, kind, time.time()).lastrowid
 
-    def reserve(self, email, now):
-        """Counts a code request before its mail goes: (seconds to wait, event)."""
+    def reserve(self, email):
+        """Counts a code request before its mail goes, and returns the event."""
+        now = time.time()
         self.run("DELETE FROM events WHERE at <= ?", now - DAY)
         self.run("DELETE FROM codes WHERE expires_at <= ?", now)
-        wait = self.wait(email, REQUEST_LIMITS, now)
-        return wait, None if wait else self.add_event(email, "request", now)
+        self.check_limits(email, REQUEST_LIMITS, "attempts")
+        return self.add_event(email, "request")
 
     def release(self, event):
         self.run("DELETE FROM events WHERE id = ?", event)
 
-    def put_code(self, email, digest, now):
+    def put_code(self, email, code):
         """New attempts for the code; those counted for the email stay."""
-        sql = "INSERT OR REPLACE INTO codes VALUES (?, ?, ?, ?)"
-        self.run(sql, email, digest, now + CODE_SECONDS, CODE_ATTEMPTS)
+        self.run("INSERT OR REPLACE INTO codes VALUES (?, ?, ?, ?)", email,
+                 self.code_hash(email, code), time.time() + CODE_SECONDS, CODE_ATTEMPTS)
 
-    def redeem(self, email, digest, key, now):
-        """Spends a code on a key (id, hash, name, start), all or nothing: (seconds to wait, user
-        id). Without an id the code was wrong, which counts even where no code is live."""
+    def redeem(self, email, code, name):
+        """Spends a code on a key; returns what its owner gets, the key itself for the only time.
+        None: the code was wrong, which counts even where no code is live."""
         import hmac  # lazy
+        import secrets
 
-        wait = self.wait(email, WRONG_LIMITS, now)
-        if wait:
-            return wait, None
+        self.check_limits(email, WRONG_LIMITS, "wrong codes")
+        now, key = time.time(), KEY_PREFIX + secrets.token_urlsafe(32)
         sql = "SELECT hash FROM codes WHERE email = ? AND expires_at > ? AND attempts > 0"
         row = self.run(sql, email, now).fetchone()
-        if not hmac.compare_digest(row[0] if row else b"", digest):
+        if not hmac.compare_digest(row[0] if row else b"", self.code_hash(email, code)):
             self.run("UPDATE codes SET attempts = attempts - 1 WHERE email = ?", email)
-            self.add_event(email, "wrong", now)
-            return 0, None
+            self.add_event(email, "wrong")
+            return None
         self.run("DELETE FROM codes WHERE email = ?", email)
-        new_id = "user_" + os.urandom(12).hex()
-        self.run("INSERT OR IGNORE INTO users VALUES (?, ?, ?, ?)", new_id, email, "", now)
+        user_id, key_id = "user_" + secrets.token_hex(12), "key_" + secrets.token_hex(12)
+        self.run("INSERT OR IGNORE INTO users VALUES (?, ?, ?, ?)", user_id, email, "", now)
         user_id = self.run("SELECT id FROM users WHERE email = ?", email).fetchone()[0]
-        sql = "INSERT INTO keys (user_id, created_at, id, hash, name, start) VALUES (?,?,?,?,?,?)"
-        self.run(sql, user_id, now, *key)
-        return 0, user_id
+        self.run("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, NULL)", key_id, user_id, hash_of(key),
+                 name, key[len(KEY_PREFIX) :][:6], now)
+        return {"apiKey": key, "keyId": key_id, "userId": user_id, "email": email}
 
-    def user_of(self, digest, now):
-        """(id, email, name) by a key's hash, or None. Its use is noted once a minute."""
-        rows = self.read(
+    def user_of(self, key):
+        """(id, email, name), or None. Notes the key's use once a minute."""
+        now, rows = time.time(), self.read(
             "SELECT users.id, email, users.name, keys.id, coalesce(last_used_at, 0)"
-            " FROM keys JOIN users ON users.id = user_id WHERE hash = ?", digest)
+            " FROM keys JOIN users ON users.id = user_id WHERE hash = ?", hash_of(key))
         if rows and rows[0][4] <= now - 60:
             self.write(self.run, "UPDATE keys SET last_used_at = ? WHERE id = ?", now, rows[0][3])
         return rows[0][:3] if rows else None
@@ -1404,7 +1316,7 @@ class Store:
         return self.write(self.run, sql, key_id, user_id).rowcount == 1
 
 
-# ---- Routes -------------------------------------------------------------------
+# ---- Routes ---------------------------
 # What the backend answers. A route takes the backend and a request and returns (status, object or
 # bytes, headers), or raises ScriptoError. It knows neither sockets nor SQL.
 
@@ -1412,58 +1324,46 @@ BEARER = ("WWW-Authenticate", "Bearer")
 
 
 class Backend:
-    """What routes share."""
 
     def __init__(self, ctx, store, deliver, sender, rate_limit):
         import threading  # lazy
 
         self.ctx, self.store, self.deliver, self.sender = ctx, store, deliver, sender
-        self.secret = store.read("SELECT value FROM secret")[0][0]
         self.rate_limit, self.recent, self.guard = rate_limit, {}, threading.Lock()
         self.public_url, self.pruned = None, 0
 
     def log(self, text):
-        say(self.ctx, "%s %s" % (timestamp(self.ctx.now()), text))
+        say(self.ctx, f"{timestamp(time.time())} {text}")
 
-    def digest(self, email, code):
-        """Keyed, since a plain hash of six digits hides nothing."""
-        import hmac  # lazy
-
-        return hmac.new(self.secret, ("%s\0%s" % (email, code)).encode(), "sha256").digest()
-
-    def admit(self, request, next_action):
-        """The body of a public route. Raises resource-exhausted if its address asks too often in
-        a sliding minute."""
-        now, limit, address = time.monotonic(), self.rate_limit, network_of(request.address)
+    def admit(self, request, command):
+        """(body, email) of a public route. Raises resource-exhausted for an address that asks too
+        often in a sliding minute."""
+        now, address = time.monotonic(), request.address()
+        packed = None if address.startswith("::ffff:") else ipv6_bytes(address)
+        address = packed[:8] if packed else address  # a /64 is one customer's (RFC 6177)
         with self.guard:
             if len(self.recent) > 9999 and now > self.pruned + 1:  # forget who has been quiet
                 self.pruned = now
-                fresh = [item for item in self.recent.items() if item[1][-1] > now - 60]
-                self.recent = dict(fresh)
+                self.recent = {each: times for each, times in self.recent.items()
+                               if times[-1] > now - 60}
             times = [at for at in self.recent.get(address, ()) if at > now - 60]
-            if len(times) < limit:
+            if self.rate_limit and len(times) >= self.rate_limit:
+                raise too_many("requests from this address", times[0] + 60 - now)
+            if self.rate_limit:
                 self.recent[address] = times + [now]
-        if limit and len(times) >= limit:
-            raise too_many("requests from this address", times[0] + 60 - now)
         fields = parse_json(request.body)
         if fields is None:
-            raise refused("The body is not a JSON object in UTF-8.", next_action)
-        return fields
+            raise refused("The body is not a JSON object in UTF-8.", NEXT_EMAIL + command)
+        return fields, check_email(text_of(fields, "email"), command).lower()
 
-
-def network_of(address):
-    """IPv6 counts by /64, which is what one customer is given (RFC 6177)."""
-    import socket  # lazy
-
-    if address.startswith("::ffff:") or not is_ipv6(address):
-        return address
-    return socket.inet_pton(socket.AF_INET6, address)[:8]
-
-
-def too_many(what, seconds):
-    wait = int(seconds) + 1
-    hint = "retry in %d seconds" % wait
-    return ScriptoError("resource-exhausted", "Too many %s." % what, hint, retry_after=wait)
+    def user_of(self, request):
+        """The bearer (RFC 6750). Raises unauthenticated."""
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        user = self.store.user_of(key.strip()) if scheme.lower() == "bearer" else None
+        if user is None:
+            raise ScriptoError("unauthenticated", "The key is missing or not valid.", NEXT_SIGN_IN,
+                               headers=[BEARER])
+        return user
 
 
 def success(data):
@@ -1474,59 +1374,33 @@ def route_login_request(backend, request):
     """The mail goes before the code is stored: a failure leaves nothing behind."""
     import secrets  # lazy
 
-    fields = backend.admit(request, NEXT_EMAIL + "auth login-request")
-    email = check_email(text_of(fields, "email"), "auth login-request").lower()
-    store, now, code = backend.store, backend.ctx.now(), "%06d" % secrets.randbelow(10**6)
-    wait, event = store.write(store.reserve, email, now)
-    if wait:
-        raise too_many("attempts for this email", wait)
+    email, store = backend.admit(request, "login-request")[1], backend.store
+    code, event = "%06d" % secrets.randbelow(10**6), store.write(store.reserve, email)
     try:
-        backend.deliver(compose(backend.sender, email, code, backend.public_url, now), email)
-    except (MailError, ValueError) as error:  # ValueError: an address that no header can hold
+        backend.deliver(compose(backend.sender, email, code, backend.public_url), email)
+    except (OSError, ValueError) as error:  # smtplib's are OSErrors; an address no header can hold
         store.write(store.release, event)
-        reason = str(error) if isinstance(error, MailError) else "unfit address"
-        backend.log("mail failed: " + reason)
+        status = getattr(error, "smtp_code", "")  # not its text, which may quote the address
+        backend.log(f"mail failed: {type(error).__name__} {status}")
         raise ScriptoError("internal", "The sign-in code could not be sent.", NEXT_RETRY)
-    store.write(store.put_code, email, backend.digest(email, code), backend.ctx.now())
+    store.write(store.put_code, email, code)
     return success({"ok": True, "email": email})
 
 
 def route_login_complete(backend, request):
-    import hashlib  # lazy
-    import secrets
-
-    fields = backend.admit(request, NEXT_CODE)
-    email = check_email(text_of(fields, "email"), "auth login-complete").lower()
+    fields, email = backend.admit(request, "login-complete")
     code = check_code(text_of(fields, "otp"))
     name = check_key_name(text_of(fields, "name")) or "scripto-cli"
-    key_id, secret = "key_" + secrets.token_hex(12), secrets.token_urlsafe(32)
-    raw, store = KEY_PREFIX + secret, backend.store
-    key = (key_id, hashlib.sha256(raw.encode()).digest(), name, secret[:6])
-    digest = backend.digest(email, code)
-    wait, user_id = store.write(store.redeem, email, digest, key, backend.ctx.now())
-    if wait:
-        raise too_many("wrong codes for this email", wait)
-    if user_id is None:
+    minted = backend.store.write(backend.store.redeem, email, code, name)
+    if minted is None:
         raise refused("The code is wrong or has expired.", NEXT_CODE)
-    return success({"apiKey": raw, "keyId": key_id, "userId": user_id, "email": email})
-
-
-def user_of(backend, request):
-    """(id, email, name) of the bearer (RFC 6750). Raises unauthenticated."""
-    import hashlib  # lazy
-
-    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-    digest = hashlib.sha256(key.strip().encode()).digest()
-    user = backend.store.user_of(digest, backend.ctx.now()) if scheme.lower() == "bearer" else None
-    if user is None:
-        raise ScriptoError("unauthenticated", "The key is missing or not valid.", NEXT_SIGN_IN)
-    return user
+    return success(minted)
 
 
 def route_me(backend, request):
-    """Two odd shapes, the product's. The headers are for web servers that guard a page."""
+    """Two odd shapes, the product's. The headers are for web servers that guard pages."""
     try:
-        user_id, email, name = user_of(backend, request)
+        user_id, email, name = backend.user_of(request)
     except ScriptoError:
         return 401, {"error": "Unauthorized"}, [BEARER]
     headers = [("X-Scripto-User", user_id), ("X-Scripto-Email", email.encode().decode("latin-1"))]
@@ -1534,16 +1408,15 @@ def route_me(backend, request):
 
 
 def route_keys(backend, request):
-    keys = [
+    keys = backend.store.keys_of(backend.user_of(request)[0])
+    return success({"keys": [
         {"id": key_id, "name": name, "start": start, "createdAt": timestamp(created),
          "lastUsedAt": timestamp(used), "expiresAt": None}  # they last until they are revoked
-        for key_id, name, start, created, used in backend.store.keys_of(user_of(backend, request)[0])
-    ]
-    return success({"keys": keys})
+        for key_id, name, start, created, used in keys]})
 
 
 def route_key(backend, request):
-    user_id, key_id = user_of(backend, request)[0], request.path.rpartition("/")[2]
+    user_id, key_id = backend.user_of(request)[0], request.path.rpartition("/")[2]
     if not backend.store.delete_key(user_id, key_id):
         raise ScriptoError("not-found", "There is no such key.", "see the ids at GET /api/keys")
     return success({"id": key_id, "revoked": True})
@@ -1557,49 +1430,46 @@ def route_source(backend, request):
     """This very file, with the URL of this backend in it."""
     with open(os.path.abspath(__file__), "rb") as file:
         source = file.read()
-    line = ("BASE_URL = %r" % backend.public_url).encode("ascii")
+    line = f"BASE_URL = {backend.public_url!r}".encode("ascii")
     source = re.sub(rb"(?m)^BASE_URL = .*$", lambda _: line, source, count=1)
-    return 200, source, [("Content-Type", "text/x-python; charset=utf-8")]
+    return 200, source, []
 
 
 GUIDE = """# Scripto: sign a machine in, with no browser
 
-You need Python 3.6 or newer and an email address whose mail you can read.
+It takes Python 3.6 or newer and an email address whose mail you can read.
 
     curl -fsSO BASE_URL/scripto.py   # one file, no packages; it knows this backend
     python3 scripto.py auth login-request --email you@example.com --json
     python3 scripto.py auth login-complete --email you@example.com --code 123456 --json
     python3 scripto.py whoami --json
 
-The first command mails a six-digit code: valid 5 minutes, 3 attempts, one use. The second buys
-a key with it and keeps it as the active profile. An unknown email is registered by this.
+The first command mails a code: valid 5 minutes, 3 attempts, one use. The second buys a key with
+it and keeps it as the active profile. An unknown email is registered.
 
-With --json exactly one envelope goes to standard output:
-
-    {"success": true, "data": {...}}
-    {"success": false, "error": {"code": "...", "message": "...", "nextAction": "..."}}
-
+With --json one envelope goes to standard output: {"success": true, "data": {...}} or
+{"success": false, "error": {"code": "...", "message": "...", "nextAction": "..."}}.
 On an error do what nextAction says, or show it to the user word for word. Exit status: 0 done,
-1 cannot be done, 2 bad argument or code, 3 the same command may work later, 4 no valid key,
-130 cancelled. SCRIPTO_API_KEY in the environment works without any file. Other programs send
-`Authorization: Bearer scripto_...`, to BASE_URL only. Never print the key.
+2 bad argument or code, 3 the same may work later, 4 no valid key, 130 cancelled, else 1.
+Other programs send `Authorization: Bearer scripto_...`, to BASE_URL only. Never print the key.
 """
 
 
 def route_guide(backend, request):
-    text = GUIDE.replace("BASE_URL", backend.public_url).encode()
-    return 200, text, [("Content-Type", "text/plain; charset=utf-8")]
+    return 200, GUIDE.replace("BASE_URL", backend.public_url).encode(), []
 
 
-ROUTES = {  # path: {method: route}
-    "/api/cli/login-request": {"POST": route_login_request},
-    "/api/cli/login-complete": {"POST": route_login_complete},
-    "/api/auth/me": {"GET": route_me},
-    "/api/keys": {"GET": route_keys},
-    "/api/keys/<id>": {"DELETE": route_key},
-    "/healthz": {"GET": route_health},
-    "/scripto.py": {"GET": route_source},
-    "/llms.txt": {"GET": route_guide},
+READ = "GET, HEAD, OPTIONS"
+ROUTES = {  # path: (methods, route); HEAD is a GET whose body is not sent (RFC 9110, 9.3.2)
+    "/api/cli/login-request": ("POST, OPTIONS", route_login_request),
+    "/api/cli/login-complete": ("POST, OPTIONS", route_login_complete),
+    "/api/auth/me": (READ, route_me),
+    "/api/keys": (READ, route_keys),
+    "/api/keys/<id>": ("DELETE, OPTIONS", route_key),
+    "/healthz": (READ, route_health),
+    "/scripto.py": (READ, route_source),
+    "/llms.txt": (READ, route_guide),
+    "*": ("OPTIONS", None),
 }
 
 
@@ -1610,36 +1480,27 @@ def pattern_of(path):
 
 
 def respond_to(backend, request):
-    """HEAD is a GET whose body is not sent (RFC 9110, 9.3.2)."""
-    routes = ROUTES.get(pattern_of(request.path), {})
-    if not routes and request.path != "*":
-        raise ScriptoError("not-found", "There is nothing here.", "see GET /llms.txt")
-    methods = ", ".join(list(routes) + ["HEAD"] * ("GET" in routes) + ["OPTIONS"])
-    if request.method == "OPTIONS":
-        return 204, b"", [("Allow", methods)]
-    route = routes.get("GET" if request.method == "HEAD" else request.method)
-    if route is None:
-        error = refused("This path takes only %s." % methods, "see GET /llms.txt", 405)
-        return error_answer(error, ("Allow", methods))
+    methods, route = ROUTES.get(pattern_of(request.path), ("", None))
+    if not methods:
+        raise ScriptoError("not-found", "There is nothing here.", NEXT_GUIDE)
+    allow = [("Allow", methods)]
+    if request.command == "OPTIONS":
+        return 204, b"", allow
+    if request.command not in methods.split(", "):
+        error = refused(f"This path takes only {methods}.", NEXT_GUIDE, 405)
+        error.headers = allow
+        raise error
     return route(backend, request)
 
 
-def error_answer(error, *headers):
-    headers = list(headers) + [BEARER] * (error.http_status == 401)
-    if error.retry_after:
-        headers.append(("Retry-After", str(error.retry_after)))
-    return error.http_status, error.envelope(), headers
-
-
-# ---- Server -------------------------------------------------------------------
+# ---- Server ---------------------------
 # Sockets, threads and time-outs. Two halves of classes whose other halves are the standard
 # library's; make_server() joins them, where those are imported.
 
 
 class Connections:
-    """Half of the server. Each connection has a thread; `opened` holds the time at which it is
-    cut off, if its next step is not done by then (None while a route works), and whether a
-    request is in hand."""
+    """Half of the server. Each connection has a thread; in `opened` is when it is cut off, if its
+    next step is not done by then (None while a route works), and whether a request is in hand."""
 
     daemon_threads = True
     allow_reuse_address = os.name == "posix"  # on Windows it would share the port
@@ -1654,7 +1515,7 @@ class Connections:
     def get_request(self):
         try:
             connection, address = super().get_request()
-        except OSError:  # out of descriptors, most likely: room has to be made
+        except OSError:  # out of descriptors, most likely: make room
             self.cut(1)
             time.sleep(0.05)
             raise
@@ -1663,7 +1524,7 @@ class Connections:
         return connection, address
 
     def process_request(self, connection, address):
-        """When all places are taken, the one that has been silent longest gives way."""
+        """When all places are taken, who has been silent longest gives way."""
         if len(self.opened) >= CONNECTIONS:
             self.cut(1)
         if len(self.opened) >= CONNECTIONS:
@@ -1672,7 +1533,7 @@ class Connections:
         super().process_request(connection, address)
 
     def expect(self, connection, seconds, in_hand=False):
-        """Gives the next step so many seconds, or None: no limit. False: it was cut off."""
+        """Gives the next step so many seconds; None: no limit. False: it has been cut off."""
         with self.guard:
             if connection not in self.opened:
                 return False
@@ -1680,14 +1541,14 @@ class Connections:
             return True
 
     def cut(self, most, deadline=float("inf"), also_in_hand=True):
-        """Ends those that have until the deadline, the most urgent first; their threads find
-        them closed. By the plain socket's shutdown(): TLS would want to talk about it."""
+        """Ends those due by the deadline, the most urgent first; their threads find them closed.
+        By the plain socket's shutdown(): TLS would want to talk about it."""
         import socket  # lazy
 
         with self.guard:
-            late = sorted((until, id(each), each) for each, (until, in_hand) in self.opened.items()
-                          if until and until < deadline and (also_in_hand or not in_hand))
-            for _, _, connection in late[:most]:
+            late = [each for each, (until, in_hand) in self.opened.items()
+                    if until and until < deadline and (also_in_hand or not in_hand)]
+            for connection in sorted(late, key=self.opened.get)[:most]:
                 del self.opened[connection]
                 try:
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
@@ -1695,7 +1556,7 @@ class Connections:
                     pass  # gone already
 
     def service_actions(self):
-        """Called twice a second: cuts off who is late, silent or dribbling."""
+        """Twice a second: cuts off who is late, silent or dribbling."""
         self.cut(CONNECTIONS, time.monotonic())
 
     def shutdown_request(self, connection):
@@ -1720,21 +1581,16 @@ class Connections:
 
 
 class RequestHandler:
-    """Half of the handler of a connection's requests."""
+    """Half of the handler; to a route it is the request."""
 
     protocol_version = "HTTP/1.1"
     default_request_version = "HTTP/1.0"  # by 0.9 an error would go out without its status
     server_version, sys_version = "scripto/" + __version__, ""
     timeout = READ_SECONDS  # of one read or write; Connections bounds the whole
     disable_nagle_algorithm = True
-
-    def handle_one_request(self):
-        self.path, self.started = "", time.monotonic()
-        self.server.expect(self.connection, READ_SECONDS)
-        super().handle_one_request()
+    path = ""
 
     def parse_request(self):
-        self.started = time.monotonic()
         self.server.expect(self.connection, READ_SECONDS)
         self.odd, self.lines, self.rfile = False, self.rfile, self
         try:
@@ -1743,50 +1599,51 @@ class RequestHandler:
             self.rfile = self.lines
 
     def readline(self, limit):
-        """A line of the header. The standard library would take a bare carriage return for the
-        end of one, which a proxy in front may see differently (request smuggling)."""
+        """A line of the header. The standard library would end one at a bare carriage return,
+        which a proxy in front may see differently (request smuggling)."""
         line = self.lines.readline(limit)
         self.odd = self.odd or b"\r" in line.replace(b"\r\n", b"")
         return line
 
     def dispatch(self):
-        """The backend's one edge: what is raised below becomes an answer."""
+        """The one edge: what is raised below becomes an answer."""
+        backend = self.server.backend
+        self.path = re.sub("(?i)^https?://[^/?]*", "", self.path)  # RFC 9112, 3.2.2
+        self.path = self.path.partition("?")[0]
         try:
-            request = self.read_request()
-            reply = respond_to(self.server.backend, request) if request else None
+            if not self.read_body():
+                return
+            reply = respond_to(backend, self)
         except ScriptoError as error:
-            reply = error_answer(error)
+            reply = error.answer()
         except Exception as error:
-            self.server.backend.log("fault: " + bug(error))
-            reply = error_answer(ScriptoError("internal", "The backend failed.", NEXT_RETRY))
-        if reply:
-            self.respond(*reply)
+            backend.log("fault: " + bug(error))
+            reply = ScriptoError("internal", "The backend failed.", NEXT_RETRY).answer()
+        self.respond(*reply)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = dispatch
 
-    def read_request(self):
-        """None if the client fell silent or went away. After a body that is refused the
-        connection ends: it is anyone's guess where the next request would start."""
-        import types  # lazy
-
+    def read_body(self):
+        """False if the client went away. After a body that is refused the connection ends: it is
+        anyone's guess where the next request would start."""
         keep, self.close_connection = not self.close_connection, True
         lengths = self.headers.get_all("Content-Length", ["0"])
         if "Transfer-Encoding" in self.headers:
-            raise refused("A body has to come with its length, not in chunks.", None, 501)
-        if self.odd or self.headers.defects or len(lengths) > 1 or not re.match("[0-9]{1,9}$", lengths[0]):
-            raise refused("The header is malformed.")
+            raise refused("A body has to come with its length, not in chunks.", NEXT_GUIDE, 501)
+        plain = len(lengths) == 1 and re.match("[0-9]{1,9}$", lengths[0])
+        if self.odd or self.headers.defects or not plain:
+            raise refused("The header is malformed.", NEXT_GUIDE)
         if int(lengths[0]) > BODY_BYTES:
-            raise refused("The body is larger than %d bytes." % BODY_BYTES, None, 413)
+            raise refused(f"The body is larger than {BODY_BYTES} bytes.", NEXT_GUIDE, 413)
         try:
-            body = self.rfile.read(int(lengths[0]))
-        except OSError:
-            return None
-        if len(body) < int(lengths[0]) or not self.server.expect(self.connection, None, True):
-            return None
+            self.body = self.rfile.read(int(lengths[0]))
+        except OSError:  # silent for too long
+            self.body = b""
+        whole = len(self.body) == int(lengths[0])
+        if not whole or not self.server.expect(self.connection, None, in_hand=True):
+            return False
         self.close_connection = self.server.stopping or not keep
-        self.path = re.sub("(?i)^https?://[^/?]*", "", self.path)  # RFC 9112, 3.2.2
-        return types.SimpleNamespace(method=self.command, path=self.path.partition("?")[0],
-                                     headers=self.headers, body=body, address=self.address())
+        return True
 
     def address(self):
         """As the nearest proxy saw it, if there is said to be one."""
@@ -1795,23 +1652,25 @@ class RequestHandler:
         return last if re.match("[0-9A-Fa-f.:]{2,45}$", last) else self.client_address[0]
 
     def respond(self, status, body, headers):
-        """A connection that is to end is read on for a moment: to close on unread bytes resets
-        it, and the answer is lost (RFC 9112, 9.6)."""
+        """Before a connection ends, it is read on for a moment: to close on unread bytes resets it,
+        and the answer is lost (RFC 9112, 9.6)."""
         import json  # lazy
         import socket
 
-        self.server.expect(self.connection, READ_SECONDS, True)
-        if isinstance(body, dict):
-            body = json.dumps(body).encode("ascii")
-            headers = headers + [("Content-Type", "application/json")]
-        headers = headers + [("Content-Length", str(len(body)))] * (status != 204)
-        headers += [("Connection", "close")] * bool(self.close_connection)
+        self.server.expect(self.connection, READ_SECONDS, in_hand=True)
+        kind = "application/json" if isinstance(body, dict) else "text/plain; charset=utf-8"
+        body = json.dumps(body).encode("ascii") if isinstance(body, dict) else body
+        if status != 204:
+            headers = headers + [("Content-Type", kind), ("Content-Length", str(len(body)))]
+        headers = headers + [("Connection", "close")] * bool(self.close_connection)
         self.send_response(status)
         for name, value in headers + [("Cache-Control", "no-store")]:
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+        self.path = ""
+        self.server.expect(self.connection, READ_SECONDS)  # for the next request
         if self.close_connection:
             self.connection.settimeout(0.5)
             socket.socket.shutdown(self.connection, socket.SHUT_WR)
@@ -1820,18 +1679,16 @@ class RequestHandler:
                     break
 
     def send_error(self, code, message=None, explain=None):
-        """What the standard library refuses: a malformed line, a header flood."""
+        """What the standard library refuses."""
         self.close_connection = True
         code = 400 if int(code) == 505 else int(code)  # not the server's fault
-        error = refused("The request is not valid HTTP/1.1.", "see GET /llms.txt", code)
-        self.respond(*error_answer(error))
+        error = refused("The request is not valid HTTP/1.1.", NEXT_GUIDE, code)
+        self.respond(*error.answer())
 
     def log_request(self, code="-", size="-"):
-        path = pattern_of(self.path.partition("?")[0]) or "-"
         method = self.command if re.match("[A-Z]{3,7}$", self.command or "") else "-"
-        spent = (time.monotonic() - self.started) * 1000
-        line = (self.client_address[0], method, path, int(code), spent)
-        self.server.backend.log("%s %s %s %d %.0fms" % line)
+        path = pattern_of(self.path) or "-"
+        self.server.backend.log(f"{self.client_address[0]} {method} {path} {int(code)}")
 
     def log_error(self, *_):
         """log_request() has said it."""
@@ -1851,42 +1708,33 @@ def make_server(host, port):
     try:
         return Server((host, port), Handler)
     except (OSError, UnicodeError) as error:
-        message = "Cannot listen at %s, port %d: %s." % (host, port, error)
-        raise blocked(message, "pass another --host or --port; --port 0 takes a free one")
+        hint = "pass another --host or --port; --port 0 takes a free one"
+        raise blocked(f"Cannot listen at {host}, port {port}: {error}.", hint)
 
 
-# ---- Backend ------------------------------------------------------------------
+# ---- Backend --------------------------
 # The commands that run the embedded backend.
 
 
 def tls_context(args):
     if not args.tls_cert and not args.tls_key:
         return None
-    import ssl  # lazy, and some Pythons lack it
+    import ssl  # lazy
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(args.tls_cert or "", args.tls_key or "")
     except (OSError, ValueError) as error:
         hint = "pass both --tls-cert and --tls-key: PEM files that belong together"
-        raise refused("The certificate cannot be used: %s." % error, hint)
+        raise refused(f"The certificate cannot be used: {error}.", hint)
     return context
 
 
-def open_store(ctx, path):
-    if path is None:
-        home = xdg_folder(ctx, "XDG_DATA_HOME", os.path.join(".local", "share"), "pass --db FILE")
-        path = os.path.join(home, "scripto", "scripto.db")
-        try:
-            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        except OSError as error:
-            problem = "The folder for %s cannot be made: %s." % (path, reason_of(error))
-            raise blocked(problem, "pass another place with --db FILE")
-    return Store(path)
-
-
 def cmd_serve(ctx, args):
-    """Serves until SIGINT or SIGTERM; shows its Reply itself, before."""
+    """Serves until SIGINT or SIGTERM; says where itself, before."""
+    import signal  # lazy
+    import threading
+
     host, port = args.host or "127.0.0.1", check_number(args.port or "8787", "--port", 65535)
     rate_limit = check_number(args.rate_limit or "60", "--rate-limit", 10**9)
     deliver = delivery_for(ctx, args.mail or "console", host)
@@ -1894,78 +1742,70 @@ def cmd_serve(ctx, args):
     sender = "scripto@" + origin_of(public_url or "http://localhost")[1]
     sender = args.mail_from or (sender if is_email(sender) else "scripto@localhost")
     if not is_email(sender):
-        raise refused("'%s' is no sender." % readable(sender), "pass --mail-from name@domain")
-    tls = tls_context(args)
-    os.umask(0o077)  # what is made from here on holds codes and hashes: nobody else's business
-    store = open_store(ctx, args.db)
+        raise refused(f"'{readable(sender)}' is no sender.", "pass --mail-from name@domain")
+    tls, store = tls_context(args), Store(ctx, args.db)
     server, backend = make_server(host, port), Backend(ctx, store, deliver, sender, rate_limit)
     server.start(backend, tls, args.behind_proxy)
-    where = ("[%s]:%d" if ":" in host else "%s:%d") % (host, server.server_address[1])
-    url = "%s://%s" % ("https" if tls else "http", where)
-    if host in ("0.0.0.0", "::"):  # no address to come to
+    where = f"[{host}]" if ":" in host else host
+    url = f"{'https' if tls else 'http'}://{where}:{server.server_address[1]}"
+    if host in ("0.0.0.0", "::"):  # which nobody can come to
         import socket  # lazy
 
-        where = "%s:%d" % (socket.gethostname().lower(), server.server_address[1])
-    backend.public_url = public_url or "%s://%s" % (url.partition(":")[0], where)
-    reply = Reply({"url": url, "publicUrl": backend.public_url}, ["listening on " + url])
-    serve_until_told(ctx, server, reply)
-    store.db.close()
-
-
-def serve_until_told(ctx, server, reply):
-    import signal  # lazy
-    import threading
-
+        where = socket.gethostname().lower()
+    reached = f"{url.partition(':')[0]}://{where}:{server.server_address[1]}"
+    backend.public_url = public_url or reached
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    show(ctx, reply)
+    show(ctx, {"url": url, "publicUrl": backend.public_url}, ["listening on " + url])
     while not stop.wait(1):  # with a limit, since on Windows an endless wait hears no signal
         pass
     server.finish()
+    store.db.close()
 
 
 def cmd_demo(ctx, args):
-    """Real processes, real HTTP, real mail. Raises internal unless every step worked."""
+    """Real processes, HTTP and mail. Raises internal unless every step worked."""
     import sqlite3  # noqa: F401  lazy; who lacks it hears so here
     import subprocess
     import tempfile
 
+    def start(words, errors):
+        command = [sys.executable, os.path.abspath(__file__)] + words.split()
+        return subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=errors)
+
+    env = {k: v for k, v in ctx.env.items() if not k.startswith(("SCRIPTO_", "XDG_"))}
     with tempfile.TemporaryDirectory(prefix="scripto-demo-") as folder:
-        env = {k: v for k, v in ctx.env.items() if not k.startswith(("SCRIPTO_", "XDG_"))}
         env.update(HOME=folder, PYTHONIOENCODING="utf-8")
-        program, mail = [sys.executable, os.path.abspath(__file__)], os.path.join(folder, "mail")
-        serve = program + ["serve", "--port", "0", "--mail", "maildir:" + mail]
-        server = subprocess.Popen(serve, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        server = start("serve --port 0 --mail maildir:mail", subprocess.DEVNULL)
         try:
             first = server.stdout.readline().decode().strip()
             if not first.startswith("listening on "):
                 raise ScriptoError("internal", "The demo's backend does not start.", NEXT_DOCTOR)
             env["SCRIPTO_API_BASE_URL"] = first.rpartition(" ")[2]
-            steps = demo_steps(program, env, os.path.join(mail, "new"))
+            steps = demo_steps(start, os.path.join(folder, "mail", "new"))
         finally:
             server.terminate()
             server.communicate()
     lines = ["A backend of its own, in a folder that is gone by now, " + first]
     for step in steps:
         lines += ["", step["command"]] + step["output"].splitlines()
-    return Reply({"ok": True, "steps": steps}, lines + ["", "✓ All of it works on this machine"])
+    return {"ok": True, "steps": steps}, lines + ["", "✓ All of it works on this machine"]
 
 
-def demo_steps(program, env, mail):
+def demo_steps(start, mail):
     """The two commands and whoami, as [{"command", "output"}], with the mail in between."""
     import subprocess  # lazy
 
     steps, code = [], ""
     for words in ("auth login-request --email you@example.com",
-                  "auth login-complete --email you@example.com --code ", "whoami"):
-        words += code if words.endswith(" ") else ""
-        process = subprocess.Popen(program + words.split(), env=env, stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT)
+                  "auth login-complete --email you@example.com --code {}", "whoami"):
+        words = words.format(code)
+        process = start(words, subprocess.STDOUT)
         output = process.communicate()[0].decode("utf-8", "replace")
         if process.returncode or "you@example.com" not in output:
-            text = "The demo failed at 'scripto %s': %s" % (words, " ".join(output.split()))
+            text = f"The demo failed at 'scripto {words}': " + " ".join(output.split())
             raise ScriptoError("internal", text, NEXT_DOCTOR)
         steps.append({"command": "$ scripto " + words, "output": output})
         if not code:
@@ -1975,7 +1815,7 @@ def demo_steps(program, env, mail):
     return steps
 
 
-# ---- Doctor -------------------------------------------------------------------
+# ---- Doctor ---------------------------
 # What works on this machine and what does not, by looking only: nothing is changed.
 
 MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
@@ -1983,103 +1823,105 @@ MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
 
 class Findings(list):
     def add(self, name, text, hint=None, bad="error"):
-        """With a hint it is a finding as bad as that; without, all is well."""
+        """With a hint it is as bad as that; without, all is well."""
         status = bad if hint else "ok"
         self.append({"name": name, "status": status, "message": text, "nextAction": hint})
 
-    def add_error(self, name, error):
-        error = lacking(error) if isinstance(error, ImportError) else error
-        self.add(name, error.message, error.next_action or NEXT_DOCTOR)
-
-
-def examine_machine(ctx, found):
-    found.add("python", "%s at %s" % (sys.version.split()[0], sys.executable))
-    try:
-        import sqlite3  # lazy
-
-        found.add("sqlite", sqlite3.sqlite_version)
-    except ImportError as error:
-        found.add("sqlite", "missing: serve cannot run", lacking(error).next_action, "warning")
-    try:
-        file = ProfileFile(ctx)
-        found.add("profiles", "%s: %d" % (file.shown, len(file.read()["profiles"])))
+    def check(self, name, examine, *values, bad="error"):
+        """Returns what examine(self, *values) does; what that raises is a finding."""
         try:
-            file.missing_folders()
-        except OSError as error:
-            found.add("folder", reason_of(error), "set XDG_CONFIG_HOME to a folder of your own")
-        mode = os.stat(file.path).st_mode if os.path.exists(file.path) else 0
-        if mode & 0o077 and os.name == "posix":
-            hint = "chmod 600 " + shell_word(file.path)
-            found.add("mode", "others can read the profile file", hint, "warning")
-    except (ScriptoError, ImportError) as error:
-        found.add_error("profiles", error)
+            return examine(self, *values)
+        except (ScriptoError, ImportError) as error:
+            error = lacking(error) if isinstance(error, ImportError) else error
+            self.add(name, error.message, error.next_action, bad)
 
 
-def examine_tls(found, base_url):
-    bad = "error" if base_url.startswith("https") else "warning"
+def examine_sqlite(found):
+    import sqlite3  # lazy
+
+    found.add("sqlite", sqlite3.sqlite_version)
+
+
+def examine_profiles(found, ctx):
+    file = ProfileFile(ctx)
+    found.add("profiles", f"{file.shown}: {len(file.read()['profiles'])}")
+    mode = os.stat(file.path).st_mode if os.path.exists(file.path) else 0
+    if mode & 0o077 and os.name == "posix":
+        hint = "chmod 600 " + shell_word(file.path)
+        found.add("mode", "others can read the profile file", hint, "warning")
     try:
-        import ssl  # lazy
-    except ImportError as error:
-        return found.add("tls", "missing: no https", lacking(error).next_action, bad)
+        file.check_place()
+    except OSError as error:
+        found.add("folder", error.strerror, "set XDG_CONFIG_HOME to a folder of your own")
+
+
+def examine_access(found, ctx, args):
+    target = resolve(ctx, args)
+    text = f"key from {target.key_source}, base URL {target.base_url} from {target.url_source}"
+    found.add("access", text)
+    return target
+
+
+def examine_tls(found):
+    import ssl  # lazy
+
     folder = ssl.get_default_verify_paths().capath
-    known = client_tls().cert_store_stats()["x509_ca"]
-    if known or (folder and os.access(folder, os.R_OK) and os.listdir(folder)):
-        return found.add("tls", ssl.OPENSSL_VERSION)
-    hint = "install ca-certificates, or set SSL_CERT_FILE to a file of certificates"
-    found.add("tls", "no certificate authority is known here", hint, bad)
+    known = checked_tls().cert_store_stats()["x509_ca"]
+    if not known and not (folder and os.access(folder, os.R_OK) and os.listdir(folder)):
+        hint = "install ca-certificates, or set SSL_CERT_FILE to a file of certificates"
+        raise blocked("No certificate authority is known here.", hint)
+    found.add("tls", ssl.OPENSSL_VERSION)
 
 
-def examine_backend(ctx, found, target):
+def examine_backend(found, ctx, target):
     from email.utils import mktime_tz, parsedate_tz  # lazy
 
-    proxy = re.sub(r"^(\w+://)?.*@", r"\1", proxy_for(target.base_url) or "none")
-    found.add("proxy", "%s for %s" % (proxy, origin_of(target.base_url)[1]))
-    status, headers, body = send(ctx, "GET", target.base_url + "/api/auth/me", None, target.key)
+    url = target.base_url
+    proxy = re.sub(r"^(\w+://)?.*@", r"\1", proxy_for(url) or "none")  # without its password
+    found.add("proxy", f"{proxy} for {origin_of(url)[1]}")
+    status, headers, body = send(ctx, "GET", url + "/api/auth/me", None, target.key)
     known = status in (200, 401) and parse_json(body)
     hint = NEXT_RETRY if status == 429 or status >= 500 else NEXT_BACKEND
-    found.add("backend", "%s answers HTTP %d" % (target.base_url, status), None if known else hint)
+    found.add("backend", f"{url} answers HTTP {status}", None if known else hint)
     if target.key and known:
-        text, hint = ("accepted", None) if status == 200 else ("refused", NEXT_SIGN_IN)
-        found.add("key", text, hint)
+        good = status == 200
+        found.add("key", "accepted" if good else "refused", None if good else NEXT_SIGN_IN)
     try:
-        off = ctx.now() - mktime_tz(parsedate_tz(headers.get("Date", "")))
+        off = time.time() - mktime_tz(parsedate_tz(headers.get("Date", "")))
     except (TypeError, ValueError, OverflowError):  # no date, or none that can be
         return
     hint = "set this machine's clock: codes live five minutes" if abs(off) > 60 else None
-    found.add("clock", "%+.0f seconds against the backend's" % off, hint, "warning")
+    found.add("clock", f"{off:+.0f} seconds against the backend's", hint, "warning")
 
 
 def cmd_doctor(ctx, args):
     found, target = Findings(), None
-    examine_machine(ctx, found)
+    found.add("python", f"{sys.version.split()[0]} at {sys.executable}")
+    found.check("sqlite", examine_sqlite, bad="warning")  # which only serve needs
+    found.check("profiles", examine_profiles, ctx)
     try:
-        target = resolve(ctx, args)
-        text = "key from %s, base URL %s from %s"
-        found.add("access", text % (target.key_source, target.base_url, target.url_source))
-    except (ScriptoError, ImportError) as error:
-        found.add_error("access", error)
-    try:
+        target = found.check("access", examine_access, ctx, args)
         target = target or resolve(ctx, args, with_key=False)
-        examine_tls(found, target.base_url)
-        examine_backend(ctx, found, target)
-    except (ScriptoError, ImportError) as error:
-        if target:
-            found.add_error("backend", error)
+    except ScriptoError:
+        pass  # "access" has said it
+    if target:
+        bad = "error" if target.base_url.startswith("https") else "warning"
+        found.check("tls", examine_tls, bad=bad)
+        found.check("backend", examine_backend, ctx, target)
     lines = []
     for row in found:
-        lines.append("%s %-9s %s" % (MARKS[row["status"]], row["name"], row["message"]))
+        lines.append(f"{MARKS[row['status']]} {row['name']:9} {row['message']}")
         lines += ["  next: " + row["nextAction"]] if row["nextAction"] else []
-    ok = all(row["status"] != "error" for row in found)
-    return Reply({"ok": ok, "checks": found}, lines, 0 if ok else 1)
+    return {"ok": all(row["status"] != "error" for row in found), "checks": found}, lines
 
 
-# ---- Command line -------------------------------------------------------------
+# ---- Command line ---------------------
 # One table of commands, from which parser and help are made; the way in and out.
 
 OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "name": ("NAME", "a profile"),
     "--email": ("EMAIL", "the email to sign in with"),
-    "--code": ("CODE", "the six-digit code from the email; - reads standard input"),
+    "--code": ("CODE", "the six-digit code; - reads standard input"),
     "--name": ("NAME", "what to call the new key"),
     "--profile-name": ("NAME", "what to call the profile (else made from the email)"),
     "--api-url": ("URL", "the backend (else SCRIPTO_API_BASE_URL, the profile's, production)"),
@@ -2091,86 +1933,78 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--db": ("FILE", "the database (scripto/scripto.db in the data folder)"),
     "--mail": ("HOW", "console, maildir:DIR, smtp://[user@]host[:port], smtps://..."),
     "--mail-from": ("ADDRESS", "the sender of the mail"),
-    "--public-url": ("URL", "how clients reach this backend, if not by where it listens"),
+    "--public-url": ("URL", "how clients reach it, if not by where it listens"),
     "--tls-cert": ("FILE", "serve https with this certificate chain"),
     "--tls-key": ("FILE", "and this private key"),
-    "--behind-proxy": (None, "take client addresses from the last hop of X-Forwarded-For"),
+    "--behind-proxy": (None, "take client addresses from X-Forwarded-For"),
     "--rate-limit": ("N", "requests a minute for an address (60); 0: any number"),
     "--json": (None, "answer as JSON, one envelope on standard output"),
     "--help": (None, "show this and do nothing"),
 }
-BACKEND = " --api-url --profile"
+BACKEND, KEY = " --api-url --profile", "--api-key --api-url --profile"
 COMMANDS = {  # name: (function, what it does, its arguments and flags, an example of them)
-    "auth login-request": (
-        cmd_login_request, "email a six-digit sign-in code",
-        "--email" + BACKEND, "--email you@example.com"),
+    "auth login-request": (cmd_login_request, "email a six-digit sign-in code",
+                           "--email" + BACKEND, "--email you@example.com"),
     "auth login-complete": (
         cmd_login_complete, "sign in with the code; a new email signs up",
-        "--email --code --name --profile-name" + BACKEND,
-        "--email you@example.com --code 123456"),
-    "auth token": (cmd_token, "print the API key in force", "--api-key" + BACKEND, ""),
-    "whoami": (cmd_whoami, "ask the backend whose key this is", "--api-key" + BACKEND, ""),
+        "--email --code --name --profile-name" + BACKEND, "--email you@example.com --code 123456"),
+    "auth token": (cmd_token, "print the API key in force", KEY, ""),
+    "whoami": (cmd_whoami, "ask the backend whose key this is", KEY, ""),
     "use": (cmd_use, "list the profiles, or switch to one", "name", "you"),
     "logout": (cmd_logout, "remove a profile, by default the active one", "name", "you"),
-    "config set": (
-        cmd_config_set, "store a key that you have as a profile",
-        "--api-key --profile-name --api-url", "--api-key -"),
-    "config show": (
-        cmd_config_show, "show the profiles, what is in force, and why", "--api-key" + BACKEND, ""),
-    "config clear": (
-        cmd_config_clear, "forget one profile, or all", "--profile --yes", "--profile you"),
-    "serve": (
-        cmd_serve, "run a backend",
-        "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key --behind-proxy"
-        " --rate-limit", "--mail maildir:/var/mail/scripto"),
+    "config set": (cmd_config_set, "store a key that you have as a profile",
+                   "--api-key --profile-name --api-url", "--api-key -"),
+    "config show": (cmd_config_show, "show the profiles, what is in force, and why", KEY, ""),
+    "config clear": (cmd_config_clear, "forget one profile, or all", "--profile --yes", "--yes"),
+    "serve": (cmd_serve, "run a backend",
+              "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
+              " --behind-proxy --rate-limit", "--mail maildir:mail"),
     "demo": (cmd_demo, "see the whole sign-in work, in a throw-away folder", "", ""),
-    "doctor": (cmd_doctor, "check what works on this machine", "--api-key" + BACKEND, ""),
+    "doctor": (cmd_doctor, "check what works on this machine", KEY, ""),
 }
+GROUPS = ("auth", "config")
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, whose errors take the one way out."""
 
     def error(self, message):
-        if message.startswith("argument --email: expected"):
-            check_email(None, self.prog.partition(" ")[2])
-        if message.startswith("argument --code: expected"):
-            check_code(None)
-        raise refused(message[:1].upper() + message[1:] + ".", "see: %s --help" % self.prog)
+        raise refused(message[:1].upper() + message[1:] + ".", f"see: {self.prog} --help")
 
 
 def parser_for(name):
     _, purpose, words, example = COMMANDS[name]
     # A width of our own: argparse would ask a module that a minimal Python lacks.
     parser = Parser("scripto " + name, description=purpose[0].upper() + purpose[1:] + ".",
-                    epilog="Example: scripto %s %s" % (name, example),
-                    add_help=False, allow_abbrev=False,
+                    epilog=f"Example: scripto {name} {example}", add_help=False, allow_abbrev=False,
                     formatter_class=lambda prog: argparse.HelpFormatter(prog, width=96))
     parser.color = False  # Python 3.14 would colour what is not yet known to go to a terminal
     for word in words.split() + ["--json", "--help"]:
         takes, purpose = OPTIONS[word]
         more = {"metavar": takes} if takes else {"action": "store_true"}
-        if word == "name":
-            more["nargs"] = "?"
-        parser.add_argument(*["-h"] * (word == "--help") + [word], help=purpose, **more)
+        if word in ("name", "--email", "--code"):
+            more["nargs"] = "?"  # the command itself says what is missing
+        parser.add_argument(word, help=purpose, **more)
     return parser
 
 
 def overview(prefix=""):
-    names = [name for name in COMMANDS if name.startswith(prefix)]
-    lines = ["Usage: scripto %s<command> [flags]" % prefix, ""]
-    lines += ["  %-20s %s" % (name, COMMANDS[name][1]) for name in names]
-    lines += ["", "Try it with: scripto demo", "Sign in with: scripto auth login-request "
-              "--email you@example.com", "Every command takes --json and --help."]
-    return Reply({"help": lines}, lines)
+    lines = [f"Usage: scripto {prefix}<command> [flags]", ""]
+    lines += [f"  {name:20} {row[1]}" for name, row in COMMANDS.items() if name.startswith(prefix)]
+    lines += ["", "Every command takes --json and --help. Try it with: scripto demo"]
+    return {"help": lines}, lines
 
 
-def nearest(word, known):
+def unknown(kind, word, known, before, otherwise):
+    """The refusal names what is most like the word, if anything is."""
     try:
         import difflib  # lazy
+
+        alike = difflib.get_close_matches(word.partition("=")[0], known, 1)
     except ImportError:  # in a minimal Python: then without a suggestion
-        return None
-    return (difflib.get_close_matches(word, known, 1) or [None])[0]
+        alike = []
+    hint = f"did you mean: {before}{alike[0]}" if alike else otherwise
+    return refused(f"Unknown {kind} '{word}'.", hint)
 
 
 def find_command(words):
@@ -2179,56 +2013,44 @@ def find_command(words):
         name = " ".join(words[:size])
         if name in COMMANDS:
             return name, words[size:]
-    size = 2 if words[:1] in (["auth"], ["config"]) else 1
-    typed = readable(" ".join(words[:size]))
-    if not words or typed in ("auth", "config"):
-        hint = "see the commands with: scripto %s--help" % (typed and typed + " ")
+    typed = readable(" ".join(words[: 2 if words[:1] and words[0] in GROUPS else 1]))
+    kind, hint = "command", "see the commands with: scripto --help"
+    if not typed or typed in GROUPS:
         raise refused("No command is given.", hint)
-    alike = [name for name in COMMANDS if name.split()[-1] == typed]
-    known = alike[0] if alike else nearest(typed, list(COMMANDS) + ["--help", "--version"])
-    what, hint = "command", "see the commands with: scripto --help"
     if typed.startswith("-"):
-        what, hint = "flag", "put flags behind the command: scripto <command> %s" % typed.partition("=")[0]
-    hint = "did you mean: scripto " + known if known else hint
-    raise refused("Unknown %s '%s'." % (what, typed), hint)
-
-
-def parse(name, words):
-    parser = parser_for(name)
-    args, extra = parser.parse_known_args(words)
-    if extra and not args.help:
-        word = readable(extra[0])
-        flags = re.findall("--[a-z-]+", COMMANDS[name][2] + " --json --help")
-        known = nearest(word.partition("=")[0], flags) if word.startswith("-") else None
-        hint = "did you mean %s? " % known if known else ""
-        kind = "flag" if word.startswith("-") else "argument"
-        raise refused("Unknown %s '%s'." % (kind, word), hint + "see: %s --help" % parser.prog)
-    return parser, args
+        kind, hint = "flag", "put flags behind: scripto <command> " + typed.partition("=")[0]
+    raise unknown(kind, typed, [*COMMANDS, "--help", "--version"], "scripto ", hint)
 
 
 def run(ctx, words):
-    words = [word for word in words if word != "--json"]
+    words = ["--help" if word == "-h" else word for word in words if word != "--json"]
     if "--version" in words:
-        return Reply({"version": __version__}, ["scripto " + __version__])
-    if words[:1] in (["--help"], ["-h"], ["help"]):
+        return {"version": __version__}, ["scripto " + __version__]
+    if words[:1] == ["--help"]:
         return overview()
-    if words[:1] in (["auth"], ["config"]) and words[1:] in (["--help"], ["-h"]):
+    if words[1:] == ["--help"] and words[0] in GROUPS:
         return overview(words[0] + " ")
     name, rest = find_command(words)
-    parser, args = parse(name, rest)
+    parser = parser_for(name)
+    args, extra = parser.parse_known_args(rest)
     if args.help:
         lines = parser.format_help().splitlines()
-        return Reply({"help": lines}, lines)
+        return {"help": lines}, lines
+    if extra:
+        kind = "flag" if extra[0].startswith("-") else "argument"
+        flags = re.findall("--[a-z-]+", COMMANDS[name][2] + " --json --help")
+        raise unknown(kind, readable(extra[0]), flags, "", f"see: {parser.prog} --help")
     return COMMANDS[name][0](ctx, args)
 
 
 def main(argv=None):
     """Returns the exit status. The one edge: what is raised below becomes output here."""
     words = sys.argv[1:] if argv is None else argv
-    ctx = Context(os.environ, sys.stdin, sys.stdout, sys.stderr, "--json" in words)
+    os.umask(0o077)  # what is made here holds keys, codes and hashes: nobody else's business
+    ctx = Context("--json" in words)
     try:
         reply = run(ctx, words)
-        return show(ctx, reply) if reply else 0
+        return show(ctx, *reply) if reply else 0
     except BrokenPipeError:
         return 141  # as a shell reports SIGPIPE
     except ScriptoError as error:
@@ -2240,7 +2062,7 @@ def main(argv=None):
             say(ctx, "")  # what was typed stands on the line
         return show_error(ctx, ScriptoError("cancelled", "Interrupted.", "run it again"))
     except Exception as error:
-        text = "A bug in scripto: %s." % bug(error)
+        text = f"A bug in scripto: {bug(error)}."
         return show_error(ctx, ScriptoError("internal", text, "report it, with this line"))
 
 

@@ -679,7 +679,7 @@ BAD_URLS = [
     "https://backend.example?a=b", "https://backend.example/?", "https://backend.example/#top",
     "https://backend.example#", "https://backend.example:0", "https://backend.example:65536",
     "https://backend.example:x", "https://back end.example", "https://backend.example/a b",
-    "https://backend.example\r\nX-Evil: 1", "https://[::1",
+    "https://backend.example\r\nX-Evil: 1", "https://[::1", "https://[:::]", "https://[1.2.3.4]",
     "https://backend.example\\@evil.example",
     "http://backend.example", "http://127.0.0.1.evil.example", "http://localhost.evil.example",
     "http://10.0.0.1", "http://0.0.0.0", "http://[::2]", "http://127.0.0.256",
@@ -818,3 +818,38 @@ def test_no_home_is_no_error_where_no_file_is_needed(newest, raw_server, words):
     run = passwd_says(None)
     run["env"]["SCRIPTO_API_BASE_URL"] = raw_server(SENT).url
     assert newest.run(*words, **run).status == 0
+
+
+# ---- The same backend ----
+
+
+def test_a_new_key_for_a_profile_is_for_the_same_backend(scripto):
+    words = ["config", "set", "--profile-name", "work", "--api-key"]
+    scripto.run(*words, KEY, "--api-url", "http://127.0.0.1:8787", "--json").data
+    assert scripto.run(*words, KEY + "2", "--json").data["baseUrl"] == "http://127.0.0.1:8787"
+    assert scripto.state()["profiles"]["work"]["apiKey"] == KEY + "2"
+
+
+def test_a_backend_is_the_same_however_it_is_spelled(scripto, backend):
+    scripto.sign_in(backend)
+    state = scripto.state()
+    state["profiles"]["you"]["baseUrl"] += "/"  # as another program may have written it
+    scripto.write_config(state)
+    assert scripto.sign_in(backend)["profile"] == "you"
+    words = ["config", "set", "--api-key", KEY, "--api-url", PRODUCTION + ":443/", "--json"]
+    assert scripto.run(*words).data["baseUrl"] == PRODUCTION
+
+
+def test_config_show_shows_where_there_is_a_key(scripto):
+    profiles = {"with": {"apiKey": KEY}, "without": {}}
+    scripto.write_config({"activeProfile": "with", "profiles": profiles})
+    rows = scripto.run("config", "show", "--json").data["profiles"]
+    assert [row.get("apiKey") for row in rows] == ["scripto_" + "•" * 8, None]
+    shown = scripto.run("config", "show").out
+    assert re.search("with .*scripto_••••••••\n", shown) and KEY not in shown
+
+
+def test_logging_out_of_another_profile_says_nothing_of_the_active_one(scripto):
+    profiles = {"a": {"apiKey": KEY}, "b": {"apiKey": KEY}}
+    scripto.write_config({"activeProfile": "a", "profiles": profiles})
+    assert "now active" not in scripto.run("logout", "b").out

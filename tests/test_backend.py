@@ -1152,6 +1152,22 @@ def test_the_log_has_a_line_for_each_request_and_no_secret(backend):
 # ---- Many clients, slow clients -----------------------------------------------
 
 
+def test_clients_that_ask_and_do_not_read_do_not_keep_out_the_next(start_backend):
+    backend, clients = start_backend(), []
+    try:
+        for _ in range(260):
+            client = socket.socket()
+            clients.append(client)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(30)
+            client.connect(("127.0.0.1", int(backend.port)))
+            client.sendall(b"GET /scripto.py HTTP/1.1\r\nHost: x\r\n\r\n" * 60)
+        assert all(answers_at_once(backend) for _ in range(20))
+    finally:
+        for client in clients:
+            client.close()
+
+
 def test_silent_clients_do_not_keep_out_the_next(start_backend, edge):
     """Two hundred of them, and then so many that one has to go for the next."""
     backend, silent = start_backend(python=edge), []

@@ -4,6 +4,7 @@ What a Python may lack is taken away from one that has it: Alpine's or a self-bu
 ssl or sqlite3, Debian's python3-minimal without json, Windows without fcntl, pwd and fchmod.
 """
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -266,3 +267,14 @@ def test_doctor_finds_a_missing_ssl_broken_where_https_is_needed(newest, without
     words = ["doctor", "--api-key", KEY, "--api-url", "https://127.0.0.1:1"]
     run = newest.run(*words, program=without("_ssl"))
     assert run.status == 1 and "✗ tls" in run.out and "python3" in run.out
+
+
+def test_no_module_is_taken_from_the_folder_of_the_file(scripto, tmp_path):
+    """Which may be a download folder, and what lies there anybody's."""
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    program = shutil.copy(PROGRAM, str(folder))
+    for name in ("bisect", "email", "copy", "json", "argparse", "shlex"):
+        (folder / (name + ".py")).write_text("open(%r, 'w')" % str(folder / "pwned"))
+    run = scripto.run("config", "set", "--api-key", KEY, program=program, cwd=str(folder))
+    assert run.status == 0 and not (folder / "pwned").exists(), run.err

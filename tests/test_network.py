@@ -1,6 +1,7 @@
 """What networks do to a client: it ends in time, says why, and tells nobody a secret."""
 import os
 import re
+import resource
 import shutil
 import socket
 import ssl
@@ -518,3 +519,18 @@ def test_only_what_needs_the_key_carries_it(newest, raw_server):
     assert KEY.encode() not in b"".join(server.requests)
     ask(newest, server.url)
     assert title_case(server.requests[-1]).count(b"Authorization: Bearer " + KEY.encode()) == 1
+
+
+def test_a_chunk_of_less_than_nothing_costs_no_memory(edge, tmp_path, raw_server):
+    """Some versions of the standard library follow it to the end of the stream."""
+
+    def endless(connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
+        while True:
+            connection.sendall(b" " * 65536)
+
+    scripto = Scripto(edge, tmp_path / "home", SCRIPTO_TIMEOUT="2")
+    words = ["whoami", "--api-key", KEY, "--api-url", raw_server(endless).url, "--json"]
+    limit = 1 << 30  # bytes of address space
+    run = scripto.run(*words, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit,) * 2))
+    assert run.error["code"] in ("invalid-response", "network-error"), run.err

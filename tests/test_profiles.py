@@ -1131,6 +1131,7 @@ def test_no_command_prints_a_key(as_json, scripto, lasting):
     ["config", "set", KEY], ["config", "set", "--api-keys", KEY], ["use", KEY], ["logout", KEY],
     ["whoami", KEY], ["whoami", "--profile", KEY], ["whoami", "--api-url", KEY], [KEY],
     ["auth", KEY], ["auth", "login-request", "--email", KEY], ["whoami", "--key=" + KEY],
+    ["--api-key=" + KEY, "whoami"], ["config", "set", KEY.replace("3", ".")],
 ), ids=case_id)  # fmt: skip
 def test_a_key_in_the_wrong_place_is_not_echoed(words, newest):
     """Its owner mistyped; the log that keeps the error is read by others."""

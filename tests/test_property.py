@@ -75,11 +75,14 @@ class World:
         name = name or self.chance.choice(NAMES)
         key = "scripto_%032x" % self.chance.getrandbits(128)
         words = ["config", "set", "--api-key", key, "--profile-name", name]
-        members = {"apiKey": key, "baseUrl": None}
-        if self.chance.random() < 0.5:
-            members["baseUrl"] = self.backend.url
-            words += ["--api-url", self.backend.url]
-        return Step(words, lambda before: outcome(before, name, put={name: members}))
+        url = self.backend.url if self.chance.random() < 0.5 else None
+        words += ["--api-url", url] if url else []
+
+        def expect(before):  # without a URL the profile stays with its backend
+            kept = before["profiles"].get(name, {}).get("baseUrl")
+            return outcome(before, name, put={name: {"apiKey": key, "baseUrl": url or kept}})
+
+        return Step(words, expect)
 
     def use(self):
         name = self.chance.choice(NAMES)
