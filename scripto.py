@@ -174,9 +174,17 @@ def emit_lines(ctx, stream, lines, end="\n"):
 def answer(ctx, stream, envelope, lines):
     if not ctx.as_json:
         return emit_lines(ctx, stream, lines)
-    import json  # lazy
+    try:
+        import json  # lazy
 
-    emit(ctx.stdout, json.dumps(envelope) + "\n")
+        text = json.dumps(envelope)
+    except ImportError:
+        if envelope["success"]:
+            raise  # main() comes here once more, to say so
+        form = '{"success": false, "error": {"code": "%s", "message": "%s", "nextAction": "%s"}}'
+        texts = map(envelope["error"].get, ("code", "message", "nextAction"))
+        text = form % tuple(re.sub(r"[^ !#-\[\]-~]", "?", each) for each in texts)
+    emit(ctx.stdout, text + "\n")
 
 
 def say(ctx, *lines, end="\n"):
@@ -211,10 +219,6 @@ def show_error(ctx, error):
     lines = ["✗ " + error.message, "  next: " + error.next_action]
     try:
         answer(ctx, ctx.stderr, error.envelope(), lines)
-    except ImportError:  # no json, which is what there is to say
-        texts = (error.code, error.message, error.next_action)
-        form = '{"success": false, "error": {"code": "%s", "message": "%s", "nextAction": "%s"}}\n'
-        emit(ctx.stdout, form % tuple(re.sub(r"[^ !#-\[\]-~]", "?", text) for text in texts))
     except OSError:
         say(ctx, *lines)
     return error.exit_status
@@ -279,7 +283,8 @@ def is_key(text):
 
 def check_key(ctx, text, source):
     """Never quotes: what was pasted by mistake may be another secret."""
-    text = read_line(ctx, "API key: ", True) if text == "-" else text
+    if text == "-" and source == "--api-key":
+        text = read_line(ctx, "API key: ", True)
     if not is_key(text):
         rule = f"must start with '{KEY_PREFIX}' and hold no white space or control characters"
         hint = f"pass --api-key {KEY_PREFIX}<your-key>, or --api-key - for standard input"
