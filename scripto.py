@@ -1207,7 +1207,7 @@ class Store:
             self.run("PRAGMA synchronous = FULL")
             self.write(self.migrate)
             self.secret = self.read("SELECT value FROM secret")[0][0]
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, UnicodeError, sqlite3.Error) as error:
             raise self.trouble(f"cannot be used: {error}")
 
     def trouble(self, what):
@@ -1383,7 +1383,8 @@ def route_login_request(backend, request):
     code, event = "%06d" % secrets.randbelow(10**6), store.write(store.reserve, email)
     try:
         backend.deliver(compose(backend.sender, email, code, backend.public_url), email)
-    except (OSError, ValueError) as error:  # smtplib's are OSErrors; an address no header can hold
+    except (OSError, ValueError, ScriptoError, ImportError) as error:
+        # smtplib's are OSErrors; ValueError: an address no header can hold; the rest: no TLS here
         store.write(store.release, event)
         status = getattr(error, "smtp_code", "")  # not its text, which may quote the address
         backend.log(f"mail failed: {type(error).__name__} {status}")
@@ -1753,19 +1754,19 @@ def cmd_serve(ctx, args):
     server.start(backend, tls, args.behind_proxy)
     where = f"[{host}]" if ":" in host else host
     url = f"{'https' if tls else 'http'}://{where}:{server.server_address[1]}"
-    if host in ("0.0.0.0", "::"):  # which nobody can come to
+    if server.server_address[0] in ("0.0.0.0", "::"):  # which nobody can come to
         import socket  # lazy
 
         where = socket.gethostname().lower()
     reached = f"{url.partition(':')[0]}://{where}:{server.server_address[1]}"
     backend.public_url = public_url or reached
-    stop = threading.Event()
+    told = []  # no Event: its lock would be waited for by a handler that interrupts its holder
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: told.append(True))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     show(ctx, {"url": url, "publicUrl": backend.public_url}, ["listening on " + url])
-    while not stop.wait(1):  # with a limit, since on Windows an endless wait hears no signal
-        pass
+    while not told:
+        time.sleep(0.2)
     server.finish()
     store.db.close()
 

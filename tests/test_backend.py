@@ -645,6 +645,15 @@ def test_a_mail_server_that_fails_is_a_500_and_costs_nothing(start_backend, mail
     assert YOU not in backend.log()
 
 
+def test_a_tls_set_up_that_fails_is_a_500_and_costs_nothing(start_backend, mail_server):
+    server = mail_server()
+    server.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # so that it offers STARTTLS
+    env = {"SSLKEYLOGFILE": "/nonexistent/keys"}  # heeded from Python 3.8 on
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port, env=env)
+    assert {ask(backend).error for _ in range(7)} == {(500, "internal")}
+    assert "/nonexistent" not in backend.log()
+
+
 def test_a_mail_that_was_taken_is_sent_whatever_the_server_says_to_goodbye(
     start_backend, mail_server
 ):
