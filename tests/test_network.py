@@ -531,6 +531,9 @@ def test_a_chunk_of_less_than_nothing_costs_no_memory(edge, tmp_path, raw_server
 
     scripto = Scripto(edge, tmp_path / "home", SCRIPTO_TIMEOUT="2")
     words = ["whoami", "--api-key", KEY, "--api-url", raw_server(endless).url, "--json"]
-    limit = 1 << 30  # bytes of address space
-    run = scripto.run(*words, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit,) * 2))
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))  # bytes of address space
+
+    run = scripto.run(*words, preexec_fn=limited)
     assert run.error["code"] in ("invalid-response", "network-error"), run.err
