@@ -287,7 +287,19 @@ class RawServer:
         self.listener.listen(50)
         self.port = self.listener.getsockname()[1]
         self.url = "%s://127.0.0.1:%d" % ("https" if context else "http", self.port)
-        threading.Thread(target=self.serve, daemon=True).start()
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def close(self):
+        """Waits for the thread: it would go on under a descriptor that is somebody else's."""
+        import socket
+
+        try:
+            self.listener.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # closed by the test itself
+        self.thread.join(20)
+        self.listener.close()
 
     def serve(self):
         import threading
@@ -345,4 +357,4 @@ def raw_server():
 
     yield start
     for server in servers:
-        server.listener.close()
+        server.close()
