@@ -230,7 +230,7 @@ def test_https_to_a_port_that_speaks_http(newest):
     run = ask(newest, server.url.replace("http:", "https:"))
     assert run.status == 3 and run.error["code"] == "network-error"
     assert server.url[7:] in run.error["message"] and "TLS" in run.error["message"]
-    server.listener.close()
+    server.close()
 
 
 def test_http_to_a_port_that_speaks_https(newest, raw_server, tls):
@@ -271,7 +271,7 @@ def test_it_bounds_a_tls_handshake_too(newest):
     begin = time.monotonic()
     run = ask(newest, server.url.replace("http:", "https:"), env=SOON)
     assert time.monotonic() - begin < 10 and run.error["code"] == "network-error"
-    server.listener.close()
+    server.close()
 
 
 def test_it_bounds_a_name_look_up_too(newest, with_resolver):
