@@ -503,6 +503,8 @@ def mail_server():
     yield start
     for server in servers:
         server.go_on.set()
+        with contextlib.suppress(OSError):  # wakes its thread, which would go on otherwise
+            server.listener.shutdown(socket.SHUT_RDWR)
         server.listener.close()
 
 
