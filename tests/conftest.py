@@ -20,9 +20,17 @@ import pytest
 PROGRAM = str(pathlib.Path(__file__).resolve().parent.parent / "scripto.py")
 
 
+# A job in the background (`&` in a script, nohup, some CI) is started with SIGINT ignored, and so
+# would be the programs that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def find_pythons():
-    """One interpreter for each minor version from 3.6 on that this machine has."""
+    """One interpreter for each minor version from 3.6 on that this machine has, and PyPy; with
+    SCRIPTO_PYTHONS=current just the one that runs the tests."""
     candidates = [sys.executable]
+    if os.environ.get("SCRIPTO_PYTHONS") == "current":
+        return candidates
     for minor in range(6, 30):
         candidates += glob.glob(os.path.expanduser("~/.pyenv/versions/3.%d.*/bin/python" % minor))
         candidates += [shutil.which("python3.%d" % minor) or ""]
