@@ -14,6 +14,7 @@ if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "saf
     del sys.path[0]  # this file's folder: a download folder, say, with anybody's `email.py`
 
 import argparse
+import collections
 import errno
 import os
 import re
@@ -128,9 +129,10 @@ COLOURS = {"✓": "32", "✗": "31", "●": "36", "!": "33"}  # by the mark that
 class Context:
     """What a command may use of the world, passed along, so that nothing is global."""
 
-    def __init__(self, as_json):
+    def __init__(self, as_json, commands, options):
         self.stdin, self.stdout, self.stderr = sys.stdin, sys.stdout, sys.stderr
         self.env, self.as_json, self.warned = os.environ, as_json, set()
+        self.commands, self.options = commands, options  # the tables that the parser is made from
 
 
 def timestamp(seconds):
@@ -1948,25 +1950,35 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--help": (None, "show this and do nothing"),
 }
 BACKEND, KEY = " --api-url --profile", "--api-key --api-url --profile"
-COMMANDS = {  # name: (function, what it does, its arguments and flags, an example of them)
-    "auth login-request": (cmd_login_request, "email a six-digit sign-in code",
-                           "--email" + BACKEND, "--email you@example.com"),
-    "auth login-complete": (
+# What it does, its arguments and flags, an example of them, and where it changes something.
+Command = collections.namedtuple("Command", "work purpose takes example changes")
+COMMANDS = {
+    "auth login-request": Command(
+        cmd_login_request, "email a six-digit sign-in code",
+        "--email" + BACKEND, "--email you@example.com", "backend"),
+    "auth login-complete": Command(
         cmd_login_complete, "sign in with the code; a new email signs up",
-        "--email --code --name --profile-name" + BACKEND, "--email you@example.com --code 123456"),
-    "auth token": (cmd_token, "print the API key in force", KEY, ""),
-    "whoami": (cmd_whoami, "ask the backend whose key this is", KEY, ""),
-    "use": (cmd_use, "list the profiles, or switch to one", "name", "you"),
-    "logout": (cmd_logout, "remove a profile, by default the active one", "name", "you"),
-    "config set": (cmd_config_set, "store a key that you have as a profile",
-                   "--api-key --profile-name --api-url", "--api-key -"),
-    "config show": (cmd_config_show, "show the profiles, what is in force, and why", KEY, ""),
-    "config clear": (cmd_config_clear, "forget one profile, or all", "--profile --yes", "--yes"),
-    "serve": (cmd_serve, "run a backend",
-              "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
-              " --behind-proxy --rate-limit", "--mail maildir:mail"),
-    "demo": (cmd_demo, "see the whole sign-in work, in a throw-away folder", "", ""),
-    "doctor": (cmd_doctor, "check what works on this machine", KEY, ""),
+        "--email --code --name --profile-name" + BACKEND,
+        "--email you@example.com --code 123456", "here, backend"),
+    "auth token": Command(cmd_token, "print the API key in force", KEY, "", ""),
+    "whoami": Command(cmd_whoami, "ask the backend whose key this is", KEY, "", ""),
+    "use": Command(cmd_use, "list the profiles, or switch to one", "name", "you", "here"),
+    "logout": Command(
+        cmd_logout, "remove a profile, by default the active one", "name", "you", "here"),
+    "config set": Command(
+        cmd_config_set, "store a key that you have as a profile",
+        "--api-key --profile-name --api-url", "--api-key -", "here"),
+    "config show": Command(
+        cmd_config_show, "show the profiles, what is in force, and why", KEY, "", ""),
+    "config clear": Command(
+        cmd_config_clear, "forget one profile, or all", "--profile --yes", "--yes", "here"),
+    "serve": Command(
+        cmd_serve, "run a backend",
+        "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
+        " --behind-proxy --rate-limit", "--mail maildir:mail", "here"),
+    "demo": Command(
+        cmd_demo, "see the whole sign-in work, in a throw-away folder", "", "", ""),
+    "doctor": Command(cmd_doctor, "check what works on this machine", KEY, "", ""),
 }
 GROUPS = ("auth", "config")
 
@@ -1979,13 +1991,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser_for(name):
-    _, purpose, words, example = COMMANDS[name]
+    command = COMMANDS[name]
     # A width of our own: argparse would ask a module that a minimal Python lacks.
-    parser = Parser("scripto " + name, description=purpose[0].upper() + purpose[1:] + ".",
-                    epilog=f"Example: scripto {name} {example}", add_help=False, allow_abbrev=False,
+    parser = Parser("scripto " + name,
+                    description=command.purpose[0].upper() + command.purpose[1:] + ".",
+                    epilog=f"Example: scripto {name} {command.example}",
+                    add_help=False, allow_abbrev=False,
                     formatter_class=lambda prog: argparse.HelpFormatter(prog, width=96))
     parser.color = False  # Python 3.14 would colour what is not yet known to go to a terminal
-    for word in words.split() + ["--json", "--help"]:
+    for word in command.takes.split() + ["--json", "--help"]:
         takes, purpose = OPTIONS[word]
         more = {"metavar": takes} if takes else {"action": "store_true"}
         if word in ("name", "--email", "--code"):
@@ -1996,7 +2010,8 @@ def parser_for(name):
 
 def overview(prefix=""):
     lines = [f"Usage: scripto {prefix}<command> [flags]", ""]
-    lines += [f"  {name:20} {row[1]}" for name, row in COMMANDS.items() if name.startswith(prefix)]
+    shown = [name for name in COMMANDS if name.startswith(prefix)]
+    lines += [f"  {name:20} {COMMANDS[name].purpose}" for name in shown]
     lines += ["", "Every command takes --json and --help. Try it with: scripto demo"]
     return {"help": lines}, lines
 
@@ -2044,16 +2059,16 @@ def run(ctx, words):
         return {"help": lines}, lines
     if extra:
         kind = "flag" if extra[0].startswith("-") else "argument"
-        flags = re.findall("--[a-z-]+", COMMANDS[name][2] + " --json --help")
+        flags = re.findall("--[a-z-]+", COMMANDS[name].takes + " --json --help")
         raise unknown(kind, readable(extra[0]), flags, "", f"see: {parser.prog} --help")
-    return COMMANDS[name][0](ctx, args)
+    return COMMANDS[name].work(ctx, args)
 
 
 def main(argv=None):
     """Returns the exit status. The one edge: what is raised below becomes output here."""
     words = sys.argv[1:] if argv is None else argv
     os.umask(0o077)  # what is made here holds keys, codes and hashes: nobody else's business
-    ctx = Context("--json" in words)
+    ctx = Context("--json" in words, COMMANDS, OPTIONS)
     try:
         reply = run(ctx, words)
         return show(ctx, *reply) if reply else 0
