@@ -28,29 +28,31 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def find_pythons():
     """One interpreter for each minor version from 3.6 on that this machine has, and PyPy; with
     SCRIPTO_PYTHONS=current just the one that runs the tests."""
-    candidates = [sys.executable]
     if os.environ.get("SCRIPTO_PYTHONS") == "current":
-        return candidates
+        return [sys.executable]
+    candidates = [sys.executable, shutil.which("pypy3") or ""]
     for minor in range(6, 30):
         candidates += glob.glob(os.path.expanduser("~/.pyenv/versions/3.%d.*/bin/python" % minor))
         candidates += [shutil.which("python3.%d" % minor) or ""]
-    found = {}
+    ask = "import sys; print(sys.implementation.name, *sys.version_info[:2])"
+    found = {"cpython": {}, "pypy": {}}
     for path in filter(os.path.exists, candidates):
-        ask = [path, "-c", "import sys; print(*sys.version_info[:2])"]
-        process = subprocess.run(ask, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        if process.returncode == 0 and process.stdout.startswith(b"3 "):
-            version = tuple(map(int, process.stdout.split()))
-            if version >= (3, 6):
-                found.setdefault(version, path)
-    return [found[version] for version in sorted(found)]
+        process = subprocess.run([path, "-c", ask], stdout=subprocess.PIPE,
+                                 stderr=subprocess.DEVNULL)
+        name, *version = process.stdout.decode().split() or ["", 0, 0]
+        version = tuple(map(int, version))
+        if name in found and version >= (3, 6):
+            found[name].setdefault(version, path)
+    ordered = [found["cpython"][version] for version in sorted(found["cpython"])]
+    return ordered[:-1] + list(found["pypy"].values()) + ordered[-1:]
 
 
-PYTHONS = find_pythons()
+PYTHONS = find_pythons()  # the last is the newest CPython
 EDGES = PYTHONS[:1] + PYTHONS[1:][-1:]  # the oldest and the newest
 
 
 def python_id(path):
-    match = re.search(r"3\.\d+", path)
+    match = re.search(r"3\.\d+|pypy", path)
     return match.group() if match else "current"
 
 
