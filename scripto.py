@@ -1963,8 +1963,15 @@ def fault(error):
 
 
 def make_server(host, port):
-    import socket  # lazy
+    import email.message  # lazy; that, and what requests will need: while there are descriptors
+    import email.utils
+    import hmac  # noqa: F401
+    import http.client
+    import json
+    import secrets  # noqa: F401
+    import socket
     import socketserver
+    import traceback  # noqa: F401
 
     class Handler(RequestHandler, socketserver.StreamRequestHandler):
         pass

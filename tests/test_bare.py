@@ -92,7 +92,7 @@ NEEDS = [  # (what is missing, as which name it is told, a command that cannot d
     ("_ssl", "ssl", SERVE + " --mail smtps://127.0.0.1:1"),
     ("sqlite3", "sqlite3", SERVE),
     ("_sqlite3", "sqlite3", SERVE),
-    ("http.server", "http.server", SERVE),
+    ("socketserver", "socketserver", SERVE),
     ("http.client", "http.client", "whoami --api-key K" + HTTP),
     ("urllib.request", "urllib.request", "whoami --api-key K" + HTTP),
     ("json", "json", "use"),
