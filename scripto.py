@@ -156,6 +156,8 @@ def timestamp(seconds):
 
 def harmless(text):
     """Makes visible what could steer a terminal: escapes, line breaks, bidirectional marks."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -1293,7 +1295,8 @@ class Store:
             self.file, self.db = os.stat(path), self.connect(WRITE_SECONDS, "FULL")
             with self.db:  # one view of it, and before the first change: it may not be ours
                 self.run("BEGIN")
-                self.version()
+                if self.version() < len(MIGRATIONS) and not serving:
+                    raise self.trouble("is an older scripto's", "run scripto serve on it, once")
             if serving:
                 os.chmod(path, 0o600)
                 self.run("PRAGMA journal_mode = WAL")
@@ -1357,8 +1360,8 @@ class Store:
         return result
 
     def check(self):
-        """Raises unless both connections can read, and the file is still the one at its path: else
-        all that is written is lost at the end."""
+        """Raises unless both connections read, and from the file at its path: what goes into one
+        that was deleted is lost."""
         sql = "SELECT count(*) FROM secret"
         self.read(sql)
         self.hold(0.5, lambda: self.run(sql))
@@ -1869,7 +1872,7 @@ class RequestHandler:
         if length is None or len(self.body) < length:
             return False
         closing = "close" in self.headers.get("Connection", "").lower()
-        self.keep = self.version == b"1" and not closing and not self.server.stopping
+        self.keep = self.persistent and not closing and not self.server.stopping
         return self.server.expect(self.connection, FOREVER)
 
     def read_head(self):
@@ -1890,8 +1893,9 @@ class RequestHandler:
         words = re.match(rb"([!-~]+) ([!-~]+) HTTP/1\.([01])\r?\Z", first)
         if not words or line not in (b"\r\n", b"\n") or re.search(rb"\r(?!\n)|\0", head):
             raise refused("The request is not valid HTTP/1.1.", NEXT_GUIDE)
-        self.method, target, self.version = words.group(1).decode(), words.group(2), words.group(3)
-        self.path = re.sub("(?i)^https?://[^/?]*", "", target.decode()).partition("?")[0]
+        self.method, target, minor = (word.decode() for word in words.groups())
+        self.path = re.sub("(?i)^https?://[^/?]*", "", target).partition("?")[0]
+        self.persistent = minor == "1"
         try:
             self.headers = http.client.parse_headers(io.BytesIO(rest))
         except http.client.HTTPException:
@@ -1904,7 +1908,7 @@ class RequestHandler:
         if "Transfer-Encoding" in self.headers:
             raise refused("A body has to come with its length, not in chunks.", NEXT_GUIDE, 501)
         plain = len(lengths) == 1 and re.match(r"[0-9]{1,9}\Z", lengths[0])
-        if self.headers.defects or not plain or hosts > 1 or hosts < int(self.version):
+        if self.headers.defects or not plain or hosts > 1 or (self.persistent and not hosts):
             raise refused("The header is malformed.", NEXT_GUIDE)
         if int(lengths[0]) > BODY_BYTES:
             raise refused(f"The body is larger than {BODY_BYTES} bytes.", NEXT_GUIDE, 413)
@@ -1914,12 +1918,11 @@ class RequestHandler:
 
     def address(self):
         """As the nearest proxy saw it, without a port, if there is said to be a proxy."""
-        proxied = self.server.behind_proxy and self.headers
-        hops = self.headers.get_all("X-Forwarded-For", []) if proxied else []
-        ip = "[0-9A-Fa-f.:]{2,45}"
-        form = rf"([0-9.]+):\d+|\[({ip})\](?::\d+)?|({ip})"
-        match = re.fullmatch(form, ",".join(hops).rpartition(",")[2].strip())
-        return next(filter(None, match.groups())) if match else self.client_address[0]
+        match = None
+        if self.server.behind_proxy and self.headers:
+            last = ",".join(self.headers.get_all("X-Forwarded-For", [])).rpartition(",")[2].strip()
+            match = re.match(r"([0-9.]+):\d+\Z|\[?([0-9A-Fa-f.:]{2,45})(?:\](?::\d+)?)?\Z", last)
+        return match.group(1) or match.group(2) if match else self.client_address[0]
 
     def send(self, status, body, headers):
         """The reply in one piece, so that it is one packet if it fits."""
@@ -1950,11 +1953,8 @@ class RequestHandler:
 
 
 def make_server(host, port):
-    import email.message  # lazy; that, and what requests will need: while there are descriptors
-    import email.utils
-    import hmac  # noqa: F401
-    import http.client
-    import json
+    import http.client  # noqa: F401  lazy; some for requests, while there are descriptors left
+    import json  # noqa: F401
     import secrets  # noqa: F401
     import socket
     import socketserver
@@ -1999,9 +1999,9 @@ def backend_for(ctx, args, host):
     sender = "scripto@" + origin_of(args.public_url or "http://localhost")[1]
     sender = args.mail_from or (sender if is_email(sender) else "scripto@localhost")
     rules = {rule.lower() for rule in args.allow or ()}
-    addresses = [("--mail-from", sender), ("--test-mail", args.test_mail or sender)]
+    addresses = [("--mail-from", sender), ("--test-mail", args.test_mail)]
     for flag, text in addresses + [("--allow", re.sub("^@", "x@", rule)) for rule in rules]:
-        if not is_email(text):
+        if text is not None and not is_email(text):
             raise refused(f"'{readable(text)[:80]}' is no address.", f"pass another {flag}")
     deliver = delivery_for(ctx, args.mail or "console", host, sender)
     return Backend(ctx, deliver, sender, rules, rate_limit)
@@ -2037,19 +2037,21 @@ def introduce(ctx, backend):
 
 
 def start_command(ctx, args, url):
-    """For it, this is the backend. Its umask is the one that this program was started with."""
+    """For it, this is the backend. It has the umask that this program was started with."""
     import subprocess  # lazy
 
-    env, umask = dict(ctx.env, SCRIPTO_API_BASE_URL=url), lambda: os.umask(ctx.umask)
+    env = dict(ctx.env, SCRIPTO_API_BASE_URL=url)
     kind, _, folder = args.mail.partition(":")
     if kind == "maildir":
         env["SCRIPTO_CODE_FROM"] = "maildir:" + os.path.abspath(os.path.expanduser(folder))
+    own = os.umask(ctx.umask)
     try:
-        more = {"preexec_fn": umask} if os.name == "posix" else {}
-        return subprocess.Popen(args.command, env=env, **more)
+        return subprocess.Popen(args.command, env=env)
     except (OSError, ValueError) as error:
         text = f"'{readable(args.command[0])}' cannot be run: {error}."
         raise refused(text, "look at the command behind --")
+    finally:
+        os.umask(own)
 
 
 def ended(process):
@@ -2103,7 +2105,7 @@ def serve(ctx, args):
 
     host, port = args.host or "127.0.0.1", check_number(args.port or "8787", "--port", 65535)
     backend = backend_for(ctx, args, host)
-    if args.test_mail:
+    if args.test_mail is not None:
         return send_test_mail(backend, args.test_mail)
     tls, backend.store = tls_context(args), Store(ctx, args.db)
     server = make_server(host, port)
@@ -2116,9 +2118,13 @@ def serve(ctx, args):
     backend.source = own_source(backend.public_url)
     signals = caught_signals()
     show(ctx, {"url": url, "publicUrl": backend.public_url}, ["listening on " + url])
-    process = start_command(ctx, args, backend.public_url) if args.command else None
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    threading.Thread(target=introduce, args=[ctx, backend], daemon=True).start()
+    mailing = threading.Thread(target=introduce, args=[ctx, backend], daemon=True)
+    mailing.start()
+    process = None
+    if args.command:
+        mailing.join(1)  # a Maildir is there by then
+        process = start_command(ctx, args, backend.public_url)
     status = wait_for_end(ctx, args, server, process, signals)
     server.finish()
     backend.store.close()

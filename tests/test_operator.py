@@ -237,6 +237,8 @@ def beside(scripto, *command, **more):
 
 def test_a_command_finds_a_backend_of_its_own(scripto, tmp_path):
     """And nothing of it is left."""
+    there = 'test -d "${SCRIPTO_CODE_FROM#maildir:}/new" && '
+    assert beside(scripto, "sh", "-c", there + "exit 9").status == 9
     result = beside(scripto, "sh", "-c", SIGN_IN + "env")
     assert result.status == 0 and "Signed in as you@example.com" in result.out
     assert result.out.startswith("listening on http://127.0.0.1:")

@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pathlib
 import re
 import resource
 import shutil
@@ -350,6 +351,43 @@ def test_a_database_that_cannot_be_used_is_kept(backend, scripto, spoil, told):
     assert (result.status, result.error["code"]) == (1, "failed-precondition")
     assert told in result.error["nextAction"] and "--db" not in result.error["nextAction"]
     assert backend.db.read_bytes() == before
+
+
+README = pathlib.Path(PROGRAM).parent / "README.md"
+BACKUPS = re.findall(r"(?m)^(?:sqlite3|python3) .*scripto-backup.*$", README.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("command", BACKUPS, ids=lambda command: command.split()[0])
+def test_a_backup_as_the_readme_says_is_whole(backend, tmp_path, command):
+    """Taken while the server runs; with a copy of the file alone, the newest keys are lost."""
+    assert len(BACKUPS) == 2
+    if not shutil.which(command.split()[0]):
+        pytest.skip("no " + command.split()[0])
+    keys = [backend.mint("%d@example.com" % n)["apiKey"] for n in range(20)]
+    subprocess.run(command, shell=True, cwd=str(backend.folder), check=True)
+    backend.stop()
+    for path in backend.folder.glob("scripto.db*"):
+        path.unlink()
+    (backend.folder / "scripto-backup.db").rename(backend.db)
+    backend.start()
+    assert all(is_accepted(backend, key) for key in keys)
+
+
+def test_it_serves_under_pypy_too(start_backend, scripto):
+    """Where a statement that is not read to its end stays open."""
+    python = shutil.which("pypy3")
+    if not python:
+        pytest.skip("no pypy3")
+    backend = start_backend(python=python)
+    code = code_after_asking(backend)
+    assert guess_wrong(backend, 1, code)[0].error == WRONG and enter(backend, code).status == 200
+    data = backend.mint(YOU)
+    assert get(backend, "/api/keys/" + data["keyId"], data["apiKey"], "DELETE").status == 200
+    assert get(backend, "/healthz").status == get(backend, "/scripto.py").status == 200
+    scripto.python = python
+    assert scripto.run("users", "--db", str(backend.db), "--json").data["users"][0]["keys"] == 1
+    assert scripto.run("users", "remove", YOU, "--yes", "--db", str(backend.db)).status == 0
+    assert backend.stop() == 0
 
 
 OLD_TABLES = """
