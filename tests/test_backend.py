@@ -501,9 +501,8 @@ class MailServer:
     def serve(self):
         with contextlib.suppress(OSError):  # closed: the test is over
             while True:
-                threading.Thread(
-                    target=self.talk, args=self.listener.accept()[:1], daemon=True
-                ).start()
+                connection = self.listener.accept()[0]
+                threading.Thread(target=self.talk, args=[connection], daemon=True).start()
 
     def talk(self, connection):
         with contextlib.suppress(OSError), connection:
