@@ -2005,9 +2005,9 @@ def backend_for(ctx, args, host):
 
 def try_mail(backend, to):
     """One mail, or without an address only the way there. Returns what is wrong, if anything."""
-    mail = compose(backend.sender, to, "A test of Scripto's mail", "It arrived.\n")
     try:
-        backend.deliver(mail if to else None, to)
+        subject, text = "A test of Scripto's mail", "It arrived.\n"
+        backend.deliver(to and compose(backend.sender, to, subject, text), to)
     except MAIL_ERRORS as error:
         return f"Mail does not go: {type(error).__name__}, {error}."
 
