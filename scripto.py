@@ -449,80 +449,95 @@ def patiently(kinds, seconds, work, *values, **more):
 
 
 def take_lock(descriptor):
-    """Raises BlockingIOError while another holds it, else what says that there are no locks."""
+    """Raises one of HELD while another has it, ImportError or an OSError where there are none."""
     try:
         import fcntl  # lazy; not on Windows
     except ImportError:
         import msvcrt
 
-        try:
-            return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError as error:
-            raise BlockingIOError from error
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+HELD = (BlockingIOError, PermissionError, FileExistsError)
+
+
+def write_through(descriptor, content, spare=0):
+    """To the disk, with so many bytes more for a moment: that there is room for them."""
+    with open(descriptor, "wb") as file:
+        file.write(content + b" " * spare)
+        file.flush()
+        os.fsync(descriptor)
+        file.truncate(len(content))
 
 
 class ProfileFile:
-    """Every failure is failed-precondition and names the path. Files are reached by `name` from
-    the folder `at`, None for the current one; what is made is given to `owner`, if there is one."""
+    """Every failure is failed-precondition and names the path. A file is opened by its `name` from
+    the folder `at` (None: the current one); what is made is given to `owner` (empty: nobody)."""
 
     def __init__(self, ctx):
         home = xdg_folder(ctx, "XDG_CONFIG_HOME", ".config", "SCRIPTO_API_KEY, which needs no file")
         self.ctx, self.home, self.folder = ctx, home, os.path.join(home, "scripto")
         path = os.path.join(self.folder, "config.json")
-        self.shown, self.at, self.owner, self.no_link = readable(path), None, (), 0
+        self.shown, self.at, self.owner = readable(path), None, ()
+        self.user = os.geteuid() if hasattr(os, "geteuid") else -1
         self.name = self.path = os.path.realpath(path)  # a link stays: its target is replaced
 
     def trouble(self, what, hint=None, kind=ScriptoError):
-        move = "move" if os.name == "nt" else "mv"
-        hint = hint or "mend it, or move it away: {0} {1} {2}".format(
-            move, shell_word(self.shown), shell_word(self.shown + ".old"))
+        move, paths = "move" if os.name == "nt" else "mv", (self.shown, self.shown + ".old")
+        hint = hint or f"mend it, or move it away: {move} " + " ".join(map(shell_word, paths))
         return kind("failed-precondition", f"The profile file {self.shown} {what}.", hint)
 
     def enter(self, make):
-        """Root goes down to the folder step by step. From the first one on that is somebody else's
-        no link is followed, which could lead root's pen anywhere; what is made, if it may be, is
-        given to who that is. In a home of its own root is like everybody."""
-        if self.owner or not hasattr(os, "geteuid") or os.geteuid():
+        """Root goes down step by step. From the first folder on that is somebody else's it follows
+        no link, which could lead its pen anywhere, and is a guest: what it makes is theirs."""
+        if self.owner or self.user:
             return
-        at, owner = os.open("/", os.O_RDONLY), ()
+        outer, owner = os.open("/", os.O_RDONLY), ()
         for part in os.path.normpath(self.folder).split("/")[1:]:
-            new = False
+            made = bool(owner) and make and self.make_folder(part, outer)
+            flags = os.O_RDONLY | os.O_DIRECTORY | (os.O_NOFOLLOW if owner else 0)
             try:
-                if owner and make:
-                    os.mkdir(part, 0o700, dir_fd=at)
-                    new = True
-            except FileExistsError:
-                pass
-            outer, no_link = at, os.O_NOFOLLOW if owner else 0
-            try:
-                at = os.open(part, os.O_RDONLY | os.O_DIRECTORY | no_link, dir_fd=outer)
+                at = os.open(part, flags, dir_fd=outer)
             except FileNotFoundError:
                 if owner:
                     raise
-                return
+                return  # nobody's yet
             finally:
                 os.close(outer)
-            there = os.stat(at)
-            owner = owner or (there.st_uid and (there.st_uid, there.st_gid))
-            if new:
-                os.chown(at, *owner)
+            status = os.stat(at)
+            owner = owner or (status.st_uid and (status.st_uid, status.st_gid))
+            if made:
+                self.give(at, owner)
+            outer = at
         if owner:
-            self.at, self.owner, self.no_link, self.name = at, owner, os.O_NOFOLLOW, "config.json"
-        else:
-            os.close(at)
+            self.at, self.owner, self.name = at, owner, "config.json"
 
-    def open(self, name, flags):
-        flags |= NONBLOCK | self.no_link
-        return patiently(BUSY, BUSY_SECONDS, os.open, name, flags, dir_fd=self.at)
+    @staticmethod
+    def make_folder(name, at):
+        """Whether it had to be made."""
+        try:
+            return os.mkdir(name, 0o700, dir_fd=at) is None
+        except FileExistsError:
+            return False
+
+    def give(self, descriptor, owner):
+        try:
+            os.chown(descriptor, *owner)
+        except OSError:  # some roots may not, some file systems have no owners
+            warn(self.ctx, f"what is made here cannot be given to user {owner[0]}")
 
     def make(self, name):
         """The descriptor of a new file. Raises FileExistsError, for a link, too."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         descriptor = os.open(name, flags, 0o600, dir_fd=self.at)
         if self.owner:
-            os.chown(descriptor, *self.owner)
+            self.give(descriptor, self.owner)
         return descriptor
+
+    def open(self, name, flags):
+        flags |= NONBLOCK | (os.O_NOFOLLOW if self.owner else 0)
+        return patiently(BUSY, BUSY_SECONDS, os.open, name, flags, dir_fd=self.at)
 
     def remove(self, name):
         try:
@@ -541,12 +556,10 @@ class ProfileFile:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise self.trouble("is not a regular file")
-            if os.name == "posix":
-                # In a folder that is shared, it could name a backend that collects keys.
-                if status.st_uid not in (0, os.geteuid(), *self.owner[:1]):
-                    raise self.trouble(f"belongs to user {status.st_uid}, who is not trusted")
-                if status.st_mode & 0o077:
-                    warn(self.ctx, f"others have access to {self.shown}, until the next write")
+            if status.st_uid not in (0, self.user, *self.owner[:1]):  # it might name a thief's URL
+                raise self.trouble(f"belongs to user {status.st_uid}, who is not trusted")
+            if status.st_mode & 0o077 and os.name == "posix":
+                warn(self.ctx, f"others have access to {self.shown}, until the next write")
             return file.read(PROFILE_BYTES + 1)
 
     def read(self):
@@ -555,7 +568,8 @@ class ProfileFile:
         import json  # lazy
 
         try:
-            content, number = self.content().decode("utf-8-sig"), NUMBER.__add__
+            content, number = self.content(), NUMBER.__add__
+            content = content.decode("utf-8-sig") if len(content) <= PROFILE_BYTES else ""
             state = json.loads(content, parse_int=number, parse_float=number)
             profiles = state.setdefault("profiles", {})
             sound = all(isinstance(each, dict) for each in [profiles, *profiles.values()])
@@ -567,25 +581,19 @@ class ProfileFile:
             raise self.trouble("is not valid JSON, or is too large")
         except AttributeError:  # no object where one has to be
             sound = False
-        if not sound or not isinstance(state.get("activeProfile"), (str, type(None))):
+        if not sound or state.get("activeProfile") is not None and not text_of(state, "activeProfile"):
             raise self.trouble("has 'profiles' or an 'activeProfile' that make no sense")
         return state
 
-    def check_home(self):
-        """A home that is not there is not made. Raises OSError."""
-        home = os.path.dirname(self.home)
+    def prepare(self):
+        """Makes the folder, if there is a home for it, and sees that it is private."""
+        home, folder = os.path.dirname(self.home), os.path.dirname(self.path)
         if self.home != self.ctx.env.get("XDG_CONFIG_HOME") and not os.path.isdir(home):
             raise OSError(errno.ENOENT, "there is no folder " + readable(home))
-
-    def open_folder(self):
-        """Makes the folder if need be, and sees that it is private."""
-        self.check_home()
         self.enter(make=True)
-        place = folder = os.path.dirname(self.path)
-        if self.owner:
-            place = self.at
-        else:
+        if not self.owner:
             os.makedirs(folder, exist_ok=True)
+        place = self.at if self.owner else folder
         if folder == self.folder and os.stat(place).st_mode & 0o077:
             try:
                 os.chmod(place, 0o700)  # ours by its name; what a link leads to is not
@@ -593,52 +601,42 @@ class ProfileFile:
                 warn(self.ctx, "others have access to the folder " + readable(folder))
 
     def lock(self):
-        """(descriptor that holds it, file to remove). A lock dies with its holder; where there are
-        none, a file that only one can make has to do. Raises TimeoutError."""
+        """(the descriptor that holds it, a file to remove). It dies with its holder, except where
+        there are no locks: a file that only one can make has to do. Raises TimeoutError."""
         name, held = self.name + ".lock", self.name + ".held"
         try:
             descriptor = self.make(name)
         except FileExistsError:
             descriptor = self.open(name, os.O_RDWR)
         try:
-            patiently(BlockingIOError, LOCK_SECONDS, take_lock, descriptor)
-            return descriptor, None
-        except BlockingIOError:
-            problem = "another program is writing it"
-        except (OSError, ImportError):
             try:
+                patiently(HELD, LOCK_SECONDS, take_lock, descriptor)
+                return descriptor, None
+            except HELD:
+                raise
+            except (OSError, ImportError):
                 os.close(descriptor)
-                return patiently(FileExistsError, LOCK_SECONDS, self.make, held), held
-            except FileExistsError:
-                problem = f"another program is writing it, or died and left {held}"
-        raise TimeoutError(errno.ETIMEDOUT, problem)
-
-    def fill(self, descriptor, content, spare=0):
-        """Writes through to the disk, for a moment some more: that there is room for it."""
-        with open(descriptor, "wb") as file:
-            file.write(content + b" " * spare)
-            file.flush()
-            os.fsync(descriptor)
-            file.truncate(len(content))
+                return patiently(HELD, LOCK_SECONDS, self.make, held), held
+        except HELD as error:
+            left = f", or died and left {held}" if isinstance(error, FileExistsError) else ""
+            raise TimeoutError(errno.ETIMEDOUT, "another program is writing it" + left)
 
     def replace(self, content, spare):
-        """Writes beside the file and renames, by a name of its own: locks may fail. What writers
-        that died have left is cleared away."""
-        if len(content) > PROFILE_BYTES:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        """Writes beside the file, through to the disk, and renames. A name of its own each time:
+        locks may fail. What writers that died have left is cleared away."""
         folder, base = os.path.split(self.name)
         for name in os.listdir(folder or self.at):
             if name.startswith(base + ".") and name.endswith("tmp"):
                 self.remove(os.path.join(folder, name))
         beside = f"{self.name}.{os.urandom(4).hex()}.tmp"
         try:
-            self.fill(self.make(beside), content, spare)
+            write_through(self.make(beside), content, spare)
             patiently(BUSY, BUSY_SECONDS, os.replace, beside, self.name,
                       src_dir_fd=self.at, dst_dir_fd=self.at)
         except OSError as error:
             mounted = error.errno == errno.EBUSY
-            if mounted:  # a file from outside a container can only be written in place
-                self.fill(self.open(self.name, os.O_WRONLY), content)  # or `beside` has it
+            if mounted:  # as a single file is in a container: in place, a copy kept beside it
+                write_through(self.open(self.name, os.O_WRONLY), content)
             self.remove(beside)
             if not mounted:
                 raise
@@ -647,7 +645,7 @@ class ProfileFile:
             os.fsync(descriptor)
             os.close(descriptor)
         except OSError:
-            pass  # some network file systems flush no folders, and it is done
+            pass  # as on some network file systems: it is done all the same
 
     def change(self, work, *values, spare=0):
         """Replaces the file after work(state, *values) under the lock, and returns the state; if
@@ -656,13 +654,15 @@ class ProfileFile:
 
         lock = held = None
         try:
-            self.open_folder()
+            self.prepare()
             lock, held = self.lock()
             state = self.read()
             work(state, *values)
             text = json.dumps(state, indent=2, allow_nan=False) + "\n"
-            text = re.sub(r'"\\ufdd0([-+.0-9Ee]+)"', r"\1", text)  # NUMBER, as JSON has it
-            self.replace(text.encode("ascii"), spare)
+            content = re.sub(r'"\\ufdd0([-+.0-9Ee]+)"', r"\1", text).encode("ascii")  # NUMBER
+            if len(content) > PROFILE_BYTES:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            self.replace(content, spare)
             return state
         except (RecursionError, ValueError):
             raise self.trouble("is nested too deeply, or holds a number that is none")
@@ -886,15 +886,19 @@ def opener_for(url):
     return opener
 
 
-def connect(method, url, headers, body, seconds):
-    """The reply to one request, over a connection of its own."""
+def connect(method, url, headers, body, seconds, tries):
+    """The reply. Each try has a request of its own, since opening one changes it."""
     import urllib.request  # lazy
 
     request = urllib.request.Request(url, body, headers, method=method)
     try:
         return opener_for(url).open(request, timeout=seconds)
-    except urllib.request.URLError as error:  # wraps what happens before the reply
-        raise error.reason if isinstance(error.reason, Exception) else error
+    except OSError as error:
+        reason = getattr(error, "reason", None)  # urllib wraps what happens before the reply
+        error = reason if isinstance(reason, Exception) else error
+        if tries == 1 or not isinstance(error, ConnectionResetError):
+            raise error
+    return connect(method, url, headers, body, seconds, tries - 1)
 
 
 def within(seconds, work, *values):
@@ -939,16 +943,9 @@ def open_reply(ctx, method, url, headers=None, body=None, key=None):
                    **headers or {})
     if key is not None:
         headers["Authorization"] = "Bearer " + key
-    seconds = timeout_of(ctx)
-    give_up = time.monotonic() + seconds
+    seconds, tries = timeout_of(ctx), 2 if method == "GET" else 1  # a code may have been heard
     try:
-        try:
-            return within(seconds, connect, method, url, headers, body, seconds)
-        except ConnectionResetError:
-            if method != "GET":  # what spends a code is sent once: it may have been heard
-                raise
-        left = give_up - time.monotonic()
-        return within(left, connect, method, url, headers, body, seconds)
+        return within(seconds, connect, method, url, headers, body, seconds, tries)
     except network_errors() as error:
         raise network_trouble(ctx, url, error)
 
@@ -1140,15 +1137,6 @@ def cmd_login_complete(ctx, args):
     return complete_sign_in(ctx, prepare_sign_in(ctx, args, "login-complete"), code)
 
 
-def name_of_key(file, key):
-    """The profile that holds it, None if none can be seen to."""
-    try:
-        profiles = file.read()["profiles"]
-    except ScriptoError:
-        return None
-    return next((name for name in profiles if profiles[name].get("apiKey") == key), None)
-
-
 def keep_key(prepared, identity):
     """The profile's name. If the key is not in the file after all, the error hands it over, this
     once, with the name that was free before: its code is spent."""
@@ -1157,9 +1145,13 @@ def keep_key(prepared, identity):
     try:
         return file.change(store_profile, *values)["activeProfile"]
     except (ScriptoError, KeyboardInterrupt) as error:
-        name = name_of_key(file, identity["apiKey"])
-        if name:
-            return name
+        try:
+            profiles = file.read()["profiles"]
+        except ScriptoError:
+            profiles = {}
+        for name, profile in profiles.items():
+            if profile.get("apiKey") == identity["apiKey"]:
+                return name  # all was done but for the last flush
         store_profile(prepared.state, *values)
         flags = (("--api-key", identity["apiKey"]), ("--api-url", base_url),
                  ("--profile-name", prepared.state["activeProfile"]))
@@ -2356,7 +2348,7 @@ def outcome(ctx, words):
             say(ctx, "")  # what was typed stands on the line
         return show_error(ctx, ScriptoError("cancelled", "Interrupted.", "run it again"))
     except Exception as error:
-        text, hint = f"A bug in scripto: {bug(error)}.", "report it, with this line"
+        text, hint = f"A bug in scripto: {bug(error)}.", "report it, with this line, at " + PRODUCTION_URL
         return show_error(ctx, ScriptoError("internal", text, hint))
 
 
