@@ -495,7 +495,7 @@ class ProfileFile:
             return
         outer, owner = os.open("/", os.O_RDONLY), ()
         for part in os.path.normpath(self.folder).split("/")[1:]:
-            made = bool(owner) and make and self.make_folder(part, outer)
+            made = owner and make and self.make_folder(part, outer)
             flags = os.O_RDONLY | os.O_DIRECTORY | (os.O_NOFOLLOW if owner else 0)
             try:
                 at = os.open(part, flags, dir_fd=outer)
@@ -510,8 +510,9 @@ class ProfileFile:
             if made:
                 self.give(at, owner)
             outer = at
-        if owner:
-            self.at, self.owner, self.name = at, owner, "config.json"
+        if not owner:
+            return os.close(at)
+        self.at, self.owner, self.name = at, owner, "config.json"
 
     @staticmethod
     def make_folder(name, at):
@@ -581,7 +582,7 @@ class ProfileFile:
             raise self.trouble("is not valid JSON, or is too large")
         except AttributeError:  # no object where one has to be
             sound = False
-        if not sound or state.get("activeProfile") is not None and not text_of(state, "activeProfile"):
+        if not sound or not (state.get("activeProfile") is None or text_of(state, "activeProfile")):
             raise self.trouble("has 'profiles' or an 'activeProfile' that make no sense")
         return state
 
@@ -1128,7 +1129,8 @@ def complete_sign_in(ctx, prepared, code):
         if error.code in ("network-error", "invalid-response") or error.http_status == 504:
             error.next_action += "; " + used_up
         raise
-    return stored(name, identity, base_url, ["✓ Signed in", "", "  Email:    " + identity["email"]])
+    lines = ["✓ Signed in", "", "  Email:    " + identity["email"]]
+    return stored(name, identity, base_url, lines)
 
 
 def cmd_login_complete(ctx, args):
@@ -2024,26 +2026,32 @@ def cmd_serve(ctx, args):
     store.db.close()
 
 
-def cmd_demo(ctx, args):
-    """Real processes, HTTP and mail. Raises internal unless every step worked."""
-    import sqlite3  # noqa: F401  lazy; who lacks it hears so here
-    import subprocess
-    import tempfile
-
-    def start(words, errors):
-        command = [sys.executable, program] + words.split()
-        return subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=errors)
+def demo_needs():
+    """(this program's file, a temporary folder)."""
+    import tempfile  # lazy
 
     program = os.path.abspath(globals().get("__file__", "scripto.py"))
     if not os.path.isfile(program):  # but standard input, or inside a zip file
         raise blocked("The demo runs this program's file, and there is none.",
                       "save it as scripto.py, and run: python3 scripto.py demo")
-    env = {k: v for k, v in ctx.env.items() if not k.startswith(("SCRIPTO_", "XDG_"))}
     try:
-        place = tempfile.TemporaryDirectory(prefix="scripto-demo-")
+        return program, tempfile.TemporaryDirectory(prefix="scripto-demo-")
     except OSError as error:
         raise blocked(f"There is no temporary folder: {error.strerror}.",
                       "set TMPDIR to a folder that can be written")
+
+
+def cmd_demo(ctx, args):
+    """Real processes, HTTP and mail. Raises internal unless every step worked."""
+    import sqlite3  # noqa: F401  lazy; who lacks it hears so here
+    import subprocess
+
+    def start(words, errors):
+        command = [sys.executable, program] + words.split()
+        return subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=errors)
+
+    program, place = demo_needs()
+    env = {k: v for k, v in ctx.env.items() if not k.startswith(("SCRIPTO_", "XDG_"))}
     with place as folder:
         env.update(HOME=folder, PYTHONIOENCODING="utf-8")
         server = start("serve --port 0 --mail maildir:mail", subprocess.PIPE)
@@ -2348,8 +2356,8 @@ def outcome(ctx, words):
             say(ctx, "")  # what was typed stands on the line
         return show_error(ctx, ScriptoError("cancelled", "Interrupted.", "run it again"))
     except Exception as error:
-        text, hint = f"A bug in scripto: {bug(error)}.", "report it, with this line, at " + PRODUCTION_URL
-        return show_error(ctx, ScriptoError("internal", text, hint))
+        text, hint = f"A bug in scripto: {bug(error)}.", "report it, with this line, at "
+        return show_error(ctx, ScriptoError("internal", text, hint + PRODUCTION_URL))
 
 
 def main(argv=None):

@@ -4,7 +4,6 @@ import os
 import pathlib
 import shlex
 import subprocess
-import sys
 import time
 import zipapp
 
@@ -13,7 +12,7 @@ import pytest
 import conftest
 from conftest import PYTHONS, Scripto, http_reply
 from test_network import certificate, ask, reset, taking_turns, tls, tunnel  # noqa: F401
-from test_profiles import KEY, NOWHERE, OTHER_KEY, complete, minted, some_state, store
+from test_profiles import KEY, NOWHERE, OTHER_KEY, complete, some_state
 
 SECRET = "pass/word"
 SIGN_IN = "sign in with: scripto auth login-request --email <your-email>"
@@ -419,3 +418,16 @@ def test_doctor_lists_what_a_minimal_python_lacks(newest, tmp_path):
 def test_a_fresh_machine_is_well(newest, backend):
     run = newest.run("doctor", "--api-url", backend.url, "--json")
     assert run.data["ok"] is True
+
+
+@pytest.mark.parametrize("name", ["n" * 101, "two\nlines", "esc\x1b[1m"])
+def test_a_key_name_that_is_too_long_or_no_line_costs_no_code(newest, backend, name):
+    """Refused here, before anything is sent, and by the backend, with the right code at hand."""
+    email = "you@example.com"
+    assert backend.request("POST", "/api/cli/login-request", {"email": email})[0] == 200
+    body = {"email": email, "otp": backend.code_for(email), "name": name}
+    status, _, value = backend.request("POST", "/api/cli/login-complete", body)
+    assert (status, value["error"]["code"]) == (400, "invalid-argument")
+    words = complete(email, body["otp"], backend.url)
+    assert newest.run(*words, "--name", name).error["nextAction"] == "pass another --name"
+    assert newest.run(*words, "--name", "n" * 100).data["email"] == email
