@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from conftest import PYTHONS, Scripto, http_reply, wait_until
+from conftest import http_reply, wait_until
 from test_profiles import (
     GOOD, KEY, NOWHERE, OTHER_KEY, complete, files_beside, minted, mode_of, refusal,
     some_state, store, without_privileges,
@@ -17,11 +17,6 @@ from test_profiles import (
 
 SOMEBODY = 12345  # a uid that is nobody's here
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-
-
-@pytest.fixture
-def newest(tmp_path):
-    return Scripto(PYTHONS[-1], tmp_path / "home")
 
 
 @pytest.fixture
@@ -41,31 +36,31 @@ def mount(*words):
 
 
 @pytest.fixture
-def mounted(newest, tmp_path):
+def mounted(scripto, tmp_path):
     """A profile file that is a mount of its own, as Docker and Kubernetes make them."""
-    newest.write_config(GOOD)
+    scripto.write_config(GOOD)
     outside = tmp_path / "outside.json"
     outside.write_bytes(GOOD)
-    mount("--bind", str(outside), str(newest.config))
+    mount("--bind", str(outside), str(scripto.config))
     yield outside
-    subprocess.run(["umount", "-l", str(newest.config)], check=True)
+    subprocess.run(["umount", "-l", str(scripto.config)], check=True)
 
 
 # ---- What cannot be replaced ------------------------------------------------------
 
 
-def test_a_mounted_file_is_written_in_place(newest, mounted, backend):
-    assert newest.sign_in(backend, "new@example.com")["profile"] == "new"
+def test_a_mounted_file_is_written_in_place(scripto, mounted, backend):
+    assert scripto.sign_in(backend, "new@example.com")["profile"] == "new"
     assert set(json.loads(mounted.read_text())["profiles"]) == {"you", "them", "new"}
-    assert not files_beside(newest.config)
+    assert not files_beside(scripto.config)
 
 
-def test_a_mounted_file_that_becomes_shorter_is_whole(newest, mounted):
-    newest.run("config", "clear", "--yes", "--json").data
+def test_a_mounted_file_that_becomes_shorter_is_whole(scripto, mounted):
+    scripto.run("config", "clear", "--yes", "--json").data
     assert json.loads(mounted.read_text())["profiles"] == {}
 
 
-def test_while_a_mounted_file_is_written_there_is_a_copy_of_it(newest, mounted, patched):
+def test_while_a_mounted_file_is_written_there_is_a_copy_of_it(scripto, mounted, patched):
     """Killed in the middle: the file is torn, and its copy is not cleared away."""
     env = patched(
         "import os\n"
@@ -77,23 +72,23 @@ def test_while_a_mounted_file_is_written_there_is_a_copy_of_it(newest, mounted, 
         "        os.kill(os.getpid(), 9)\n"
         "    return descriptor\n"
         "os.open = torn\n")
-    assert newest.run("use", "them", env=env).status == -signal.SIGKILL
+    assert scripto.run("use", "them", env=env).status == -signal.SIGKILL
     for _ in range(2):
-        refusal(store(newest), newest.config)
-        copy, = newest.config.parent.glob("*.tmp")
+        refusal(store(scripto), scripto.config)
+        copy, = scripto.config.parent.glob("*.tmp")
         assert json.loads(copy.read_text())["activeProfile"] == "them"
 
 
-def test_a_file_that_cannot_be_replaced_costs_no_code(newest, raw_server):
-    newest.write_config(GOOD)
+def test_a_file_that_cannot_be_replaced_costs_no_code(scripto, raw_server):
+    scripto.write_config(GOOD)
     server = raw_server(minted())
-    if subprocess.run(["chattr", "+i", str(newest.config)], stderr=subprocess.DEVNULL).returncode:
+    if subprocess.run(["chattr", "+i", str(scripto.config)], stderr=subprocess.DEVNULL).returncode:
         pytest.skip("no immutable files here")
     try:
-        refusal(newest.run(*complete("you@example.com", "123456", server.url)), newest.config)
+        refusal(scripto.run(*complete("you@example.com", "123456", server.url)), scripto.config)
     finally:
-        subprocess.run(["chattr", "-i", str(newest.config)], check=True)
-    assert not server.requests and newest.config.read_bytes() == GOOD
+        subprocess.run(["chattr", "-i", str(scripto.config)], check=True)
+    assert not server.requests and scripto.config.read_bytes() == GOOD
 
 
 # ---- Homes that cannot be come by, and keys that need none ------------------------
@@ -110,27 +105,27 @@ def home_that_is_a_device(scripto):
 
 
 @pytest.mark.parametrize("how", (closed_home, home_that_is_a_device))
-def test_a_key_that_is_given_needs_no_home(how, newest, raw_server):
-    start = how(newest)
+def test_a_key_that_is_given_needs_no_home(how, scripto, raw_server):
+    start = how(scripto)
     server = raw_server(http_reply({"user": {"id": "user_1", "email": "", "name": ""}}))
     env = dict(start.pop("env", {}), SCRIPTO_API_KEY=KEY)
-    assert newest.run("auth", "token", env=env, **start).out == KEY + "\n"
-    shown = newest.run("config", "show", "--json", env=env, **start).data
+    assert scripto.run("auth", "token", env=env, **start).out == KEY + "\n"
+    shown = scripto.run("config", "show", "--json", env=env, **start).data
     assert shown["key"]["source"] == "SCRIPTO_API_KEY"
-    user = newest.run("whoami", "--json", "--api-url", server.url, env=env, **start).data
+    user = scripto.run("whoami", "--json", "--api-url", server.url, env=env, **start).data
     assert user["keySource"] == "SCRIPTO_API_KEY"
-    refusal(newest.run("auth", "token", "--json", env=dict(env, SCRIPTO_API_KEY=""), **start))
-    newest.home.chmod(0o700)
+    refusal(scripto.run("auth", "token", "--json", env=dict(env, SCRIPTO_API_KEY=""), **start))
+    scripto.home.chmod(0o700)
 
 
-def test_a_broken_file_is_an_error_even_so(newest):
-    newest.write_config(b"{")
-    refusal(newest.run("auth", "token", "--json", env={"SCRIPTO_API_KEY": KEY}), newest.config)
+def test_a_broken_file_is_an_error_even_so(scripto):
+    scripto.write_config(b"{")
+    refusal(scripto.run("auth", "token", "--json", env={"SCRIPTO_API_KEY": KEY}), scripto.config)
 
 
-def test_a_relative_xdg_folder_does_not_make_a_home(newest, tmp_path):
+def test_a_relative_xdg_folder_does_not_make_a_home(scripto, tmp_path):
     env = {"HOME": str(tmp_path / "gone"), "XDG_CONFIG_HOME": "relative"}
-    refusal(store(newest, env=env))
+    refusal(store(scripto, env=env))
     assert not (tmp_path / "gone").exists()
 
 
@@ -138,40 +133,40 @@ def test_a_relative_xdg_folder_does_not_make_a_home(newest, tmp_path):
 
 
 @as_root
-def test_a_folder_that_cannot_be_tightened_is_a_warning(newest, tmp_path):
+def test_a_folder_that_cannot_be_tightened_is_a_warning(scripto, tmp_path):
     """As a volume of root's with mode 0777: the system lets one write there, and no more."""
-    folder = newest.config.parent
+    folder = scripto.config.parent
     folder.mkdir(parents=True)
     os.chown(str(folder), SOMEBODY, SOMEBODY)
     folder.chmod(0o777)
-    run = store(newest, preexec_fn=without_privileges)
+    run = store(scripto, preexec_fn=without_privileges)
     assert run.data["profile"] == "new" and str(folder) in run.err
 
 
 @as_root
 @pytest.mark.parametrize("words", (["whoami"], ["auth", "token"], ["use"], ["config", "show"]))
-def test_a_file_that_somebody_else_planted_is_not_trusted(newest, raw_server, words):
+def test_a_file_that_somebody_else_planted_is_not_trusted(scripto, raw_server, words):
     """It would have the key of the environment sent to a backend of theirs."""
     server = raw_server(http_reply({"user": {"id": "user_1"}}))
     state = some_state()
     state["profiles"]["you"]["baseUrl"] = server.url
-    newest.write_config(state)
-    newest.config.chmod(0o644)
-    os.chown(str(newest.config), SOMEBODY, SOMEBODY)
-    result = newest.run(*words, "--json", env={"SCRIPTO_API_KEY": KEY})
-    assert str(SOMEBODY) in refusal(result, newest.config)["message"] and not server.requests
+    scripto.write_config(state)
+    scripto.config.chmod(0o644)
+    os.chown(str(scripto.config), SOMEBODY, SOMEBODY)
+    result = scripto.run(*words, "--json", env={"SCRIPTO_API_KEY": KEY})
+    assert str(SOMEBODY) in refusal(result, scripto.config)["message"] and not server.requests
 
 
 # ---- Root in somebody else's home -------------------------------------------------
 
 
 @pytest.fixture
-def guest(newest):
+def guest(scripto):
     """Root in an empty home of somebody else's."""
     if os.geteuid():
         pytest.skip("only root can be such a guest")
-    os.chown(str(newest.home), SOMEBODY, SOMEBODY)
-    return newest
+    os.chown(str(scripto.home), SOMEBODY, SOMEBODY)
+    return scripto
 
 
 def owners(folder):
@@ -266,38 +261,38 @@ fcntl.flock = flock
 """
 
 
-def test_without_locks_nothing_is_lost_either(newest, patched):
+def test_without_locks_nothing_is_lost_either(scripto, patched):
     """NFS without a lock daemon; readers see a whole file at every moment."""
     env, done, seen = patched(NO_LOCKS), threading.Event(), []
-    newest.write_config(some_state())
+    scripto.write_config(some_state())
 
     def look():
         while not done.is_set():
-            seen.append(len(newest.state()["profiles"]))
+            seen.append(len(scripto.state()["profiles"]))
 
     reader = threading.Thread(target=look)
     reader.start()
     words = ["config", "set", "--api-key", KEY, "--profile-name"]
-    running = [newest.start(*words, "p%d" % number, env=env) for number in range(40)]
+    running = [scripto.start(*words, "p%d" % number, env=env) for number in range(40)]
     statuses = [process.communicate() and process.returncode for process in running]
     done.set()
     reader.join()
-    assert statuses == [0] * 40 and len(newest.state()["profiles"]) == 42
-    assert min(seen) >= 2 and not files_beside(newest.config)
+    assert statuses == [0] * 40 and len(scripto.state()["profiles"]) == 42
+    assert min(seen) >= 2 and not files_beside(scripto.config)
 
 
-def test_without_locks_what_died_holding_one_is_named(newest, patched, tmp_path):
+def test_without_locks_what_died_holding_one_is_named(scripto, patched, tmp_path):
     source = pathlib.Path(store.__globals__["conftest"].PROGRAM).read_text(encoding="utf-8")
     impatient = tmp_path / "impatient.py"
     impatient.write_text(source.replace("LOCK_SECONDS = 30", "LOCK_SECONDS = 0.3"))
-    newest.write_config(GOOD)
-    held = newest.config.with_name("config.json.held")
+    scripto.write_config(GOOD)
+    held = scripto.config.with_name("config.json.held")
     held.write_text("")
-    error = refusal(store(newest, env=patched(NO_LOCKS), program=str(impatient)), newest.config)
-    assert str(held) in error["message"] and newest.config.read_bytes() == GOOD
+    error = refusal(store(scripto, env=patched(NO_LOCKS), program=str(impatient)), scripto.config)
+    assert str(held) in error["message"] and scripto.config.read_bytes() == GOOD
 
 
-def test_a_folder_that_cannot_be_flushed_is_no_error(newest, patched):
+def test_a_folder_that_cannot_be_flushed_is_no_error(scripto, patched):
     env = patched(
         "import errno, os, stat\n"
         "real = os.fsync\n"
@@ -306,10 +301,10 @@ def test_a_folder_that_cannot_be_flushed_is_no_error(newest, patched):
         "        raise OSError(errno.EINVAL, 'Invalid argument')\n"
         "    real(descriptor)\n"
         "os.fsync = fsync\n")
-    assert store(newest, env=env).data["profile"] == "new"
+    assert store(scripto, env=env).data["profile"] == "new"
 
 
-def test_the_content_is_flushed_before_the_rename_and_the_folder_after(newest, patched):
+def test_the_content_is_flushed_before_the_rename_and_the_folder_after(scripto, patched):
     """What was answered survives a power cut."""
     env = patched(
         "import os, stat, sys\n"
@@ -323,14 +318,14 @@ def test_the_content_is_flushed_before_the_rename_and_the_folder_after(newest, p
         "    print('rename', file=sys.stderr)\n"
         "    replace(*names, **more)\n"
         "os.fsync, os.replace = flushing, replacing\n")
-    run = newest.run("config", "set", "--api-key", KEY, env=env)
+    run = scripto.run("config", "set", "--api-key", KEY, env=env)
     assert [line.split()[0] for line in run.err.splitlines()] == ["file", "rename", "folder"]
     assert run.err.startswith("file True")
 
 
-def test_a_short_read_is_read_on(newest, patched):
+def test_a_short_read_is_read_on(scripto, patched):
     """As on a network file system, or after a signal."""
-    newest.write_config(some_state(filler="x" * 300000))
+    scripto.write_config(some_state(filler="x" * 300000))
     env = patched(
         "import io, os\n"
         "class Short(io.FileIO):\n"
@@ -346,36 +341,36 @@ def test_a_short_read_is_read_on(newest, patched):
         "    return short if named.get('buffering') == 0 else io.BufferedReader(short)\n"
         "import builtins\n"
         "builtins.open = opened\n")
-    assert len(newest.run("use", "--json", env=env).data["profiles"]) == 2
+    assert len(scripto.run("use", "--json", env=env).data["profiles"]) == 2
 
 
 # ---- Members and names ------------------------------------------------------------
 
 
-def test_numbers_that_are_not_ours_keep_their_digits(newest):
+def test_numbers_that_are_not_ours_keep_their_digits(scripto):
     numbers = '{"a": 1.10, "b": 1E400, "c": 0.1000000000000000055511151231257827, "d": -0.0, "e": %s}'
     numbers %= "9" * 5000
-    newest.write_config('{"profiles": {"you": {"apiKey": "%s"}}, "x": %s}' % (KEY, numbers))
+    scripto.write_config('{"profiles": {"you": {"apiKey": "%s"}}, "x": %s}' % (KEY, numbers))
     for _ in range(2):
-        newest.run("use", "you", "--json").data
-    text = "".join(newest.config.read_text().split())
+        scripto.run("use", "you", "--json").data
+    text = "".join(scripto.config.read_text().split())
     assert "".join(numbers.split()) in text
 
 
-def test_a_dangling_active_profile_never_means_production(newest, raw_server):
-    newest.write_config(some_state(activeProfile="gone"))
+def test_a_dangling_active_profile_never_means_production(scripto, raw_server):
+    scripto.write_config(some_state(activeProfile="gone"))
     email = ["auth", "login-request", "--email", "you@example.com", "--json"]
     for words in (["whoami", "--json"], ["auth", "token", "--json"], email):
-        error = newest.run(*words, env={"HTTPS_PROXY": NOWHERE}).error
+        error = scripto.run(*words, env={"HTTPS_PROXY": NOWHERE}).error
         assert error["code"] == "not-found" and "gone" in error["message"], words
-    error = newest.run("whoami", "--json", env={"SCRIPTO_API_KEY": KEY}).error
+    error = scripto.run("whoami", "--json", env={"SCRIPTO_API_KEY": KEY}).error
     assert error["code"] == "not-found"
-    assert newest.run("use", "you").status == 0
+    assert scripto.run("use", "you").status == 0
 
 
-def test_use_beside_logout_leaves_no_dangling_profile(newest, patched):
+def test_use_beside_logout_leaves_no_dangling_profile(scripto, patched):
     """The profile goes between the first look at it and the lock."""
-    newest.write_config(some_state())
+    scripto.write_config(some_state())
     env = patched(
         "import fcntl, json\n"
         "real = fcntl.flock\n"
@@ -385,24 +380,24 @@ def test_use_beside_logout_leaves_no_dangling_profile(newest, patched):
         "    state = json.load(open(path))\n"
         "    state['profiles'].pop('them', None)\n"
         "    json.dump(state, open(path, 'w'))\n"
-        "fcntl.flock = flock\n" % str(newest.config))
-    assert newest.run("use", "them", "--json", env=env).error["code"] == "not-found"
-    assert newest.state()["activeProfile"] == "you"
+        "fcntl.flock = flock\n" % str(scripto.config))
+    assert scripto.run("use", "them", "--json", env=env).error["code"] == "not-found"
+    assert scripto.state()["activeProfile"] == "you"
 
 
-def test_a_second_key_without_a_name_does_not_replace_the_first(newest):
+def test_a_second_key_without_a_name_does_not_replace_the_first(scripto):
     for key in (KEY, OTHER_KEY, OTHER_KEY):
-        newest.run("config", "set", "--api-key", key, "--json").data
-    stored = {name: each["apiKey"] for name, each in newest.state()["profiles"].items()}
+        scripto.run("config", "set", "--api-key", key, "--json").data
+    stored = {name: each["apiKey"] for name, each in scripto.state()["profiles"].items()}
     assert stored == {"default": KEY, "default-2": OTHER_KEY}
 
 
-def test_a_new_key_by_hand_keeps_nothing_of_whom_the_old_one_was(newest):
+def test_a_new_key_by_hand_keeps_nothing_of_whom_the_old_one_was(scripto):
     state = some_state()
     state["profiles"]["you"].update(keyId="key_1", note="mine")
-    newest.write_config(state)
-    store(newest, "you").data
-    profile = newest.state()["profiles"]["you"]
+    scripto.write_config(state)
+    store(scripto, "you").data
+    profile = scripto.state()["profiles"]["you"]
     assert profile["apiKey"] == OTHER_KEY and profile["note"] == "mine"
     assert not set(profile) & {"email", "userId", "keyId"}
 
@@ -419,14 +414,14 @@ def interrupted(scripto, url, started):
     return process.returncode, json.loads(out.decode())["error"]
 
 
-def test_ctrl_c_while_a_code_is_tried_says_that_it_may_be_spent(newest, raw_server):
+def test_ctrl_c_while_a_code_is_tried_says_that_it_may_be_spent(scripto, raw_server):
     asked, done = threading.Event(), threading.Event()
 
     def answer(connection):
         asked.set()
         done.wait(20)
 
-    status, error = interrupted(newest, raw_server(answer).url, asked)
+    status, error = interrupted(scripto, raw_server(answer).url, asked)
     done.set()
     assert (status, error["code"]) == (130, "cancelled")
     assert "used up" in error["nextAction"] and "auth login-request" in error["nextAction"]
@@ -436,20 +431,20 @@ def test_ctrl_c_while_a_code_is_tried_says_that_it_may_be_spent(newest, raw_serv
     http_reply(b"gateway time-out", 504), http_reply({"success": True, "data": {}}),
     http_reply({"success": True, "data": {"apiKey": "sk_1"}}), http_reply(b"<html>"), b"",
 ], ids=["504", "no key", "no key of ours", "html", "nothing"])  # fmt: skip
-def test_an_answer_that_may_have_cost_the_code_says_so(newest, raw_server, reply):
+def test_an_answer_that_may_have_cost_the_code_says_so(scripto, raw_server, reply):
     words = complete("you@example.com", "123456", raw_server(reply).url)
-    assert "used up" in newest.run(*words).error["nextAction"]
+    assert "used up" in scripto.run(*words).error["nextAction"]
 
 
 @pytest.mark.parametrize("status", (400, 429))
-def test_one_that_did_not_says_nothing_of_it(newest, raw_server, status):
+def test_one_that_did_not_says_nothing_of_it(scripto, raw_server, status):
     words = complete("you@example.com", "123456", raw_server(http_reply({}, status)).url)
-    assert "used up" not in newest.run(*words).error["nextAction"]
+    assert "used up" not in scripto.run(*words).error["nextAction"]
 
 
-def test_ctrl_c_at_the_last_flush_does_not_disown_a_key_that_is_stored(newest, raw_server, patched):
+def test_ctrl_c_at_the_last_flush_does_not_disown_a_key_that_is_stored(scripto, raw_server, patched):
     """The second flush of a folder is the one after the key was stored."""
-    flag = newest.home / "flushing"
+    flag = scripto.home / "flushing"
     env = patched(
         "import os, stat, time\n"
         "real, seen = os.fsync, []\n"
@@ -462,9 +457,9 @@ def test_ctrl_c_at_the_last_flush_does_not_disown_a_key_that_is_stored(newest, r
         "            time.sleep(30)\n"
         "os.fsync = fsync\n" % str(flag))
     words = complete("you@example.com", "123456", raw_server(minted()).url)
-    process = newest.start(*words, env=env)
+    process = scripto.start(*words, env=env)
     wait_until(flag.exists, what="the last flush")
     process.send_signal(signal.SIGINT)
     out = process.communicate(timeout=20)[0].decode()
-    assert KEY not in out and newest.state()["profiles"]["you"]["apiKey"] == KEY
+    assert KEY not in out and scripto.state()["profiles"]["you"]["apiKey"] == KEY
     assert json.loads(out)["success"] is True and process.returncode == 0
