@@ -75,12 +75,12 @@ NEXT_SIGN_IN = "sign in with: scripto auth login-request --email <your-email>"
 NEXT_BACKEND = "check that this is a Scripto backend, or pass another with --api-url"
 NEXT_DOCTOR = "see what is wrong with: scripto doctor"
 NEXT_GUIDE = "see GET /llms.txt"
-# In a path, such as this machine's own, a key would end with the folder's name.
-KEY_FORM = "(?<!/)" + KEY_PREFIX + "[!-~]{7,}[0-9A-Za-z_-]|" + KEY_PREFIX + "[!-&(-.0-~]{8,}"
 
 
 def masked(text):
-    return re.sub(KEY_FORM, MASKED_KEY, text)
+    """Of a path that looks like a key only that folder's name."""
+    form = f"(?<!/){KEY_PREFIX}[!-~]{{7,}}[0-9A-Za-z_-]|{KEY_PREFIX}[!-&(-.0-~]{{8,}}"
+    return re.sub(form, MASKED_KEY, text)
 
 
 class ScriptoError(Exception):
@@ -429,6 +429,11 @@ def shell_word(text):
     import shlex  # lazy
 
     return shlex.quote(text)
+
+
+def flagged(flag, value):
+    """As a shell takes it; a value that looks like a flag has to be tied to its own."""
+    return f" {flag}{'=' if value.startswith('-') else ' '}{shell_word(value)}"
 
 
 # ---- Profiles -------------------------
@@ -1070,11 +1075,6 @@ def backend_error(status, value, hint, key_source=None):
 # for a person).
 
 
-def flagged(flag, value):
-    """As a shell takes it; a value that looks like a flag has to be tied to its own."""
-    return f" {flag}{'=' if value.startswith('-') else ' '}{shell_word(value)}"
-
-
 def request_code(ctx, target, email, command="login-request"):
     """Has the backend mail a code. An email that it does not take is that command's error."""
     hint = NEXT_EMAIL + command
@@ -1094,6 +1094,34 @@ def cmd_login_request(ctx, args):
         warn(ctx, f"the code is good at {target.base_url} only: add{flags} there too")
     lines = ["✓ Sign-in code sent to " + email, "", "  Then run:", "    " + then]
     return {"ok": True, "email": email, "nextAction": then + flags}, lines
+
+
+def keep_key(prepared, identity):
+    """The profile's name. If the key is not in the file after all, the error hands it over, this
+    once, with the name that was free before: its code is spent."""
+    file, base_url = prepared.file, prepared.target.base_url
+    values = prepared.profile_name, identity, base_url
+    try:
+        return file.change(store_profile, *values)["activeProfile"]
+    except (ScriptoError, KeyboardInterrupt) as error:
+        try:
+            profiles = file.read()["profiles"]
+        except ScriptoError:
+            profiles = {}
+        for name, profile in profiles.items():
+            if profile.get("apiKey") == identity["apiKey"]:
+                return name  # all was done but for the last flush
+        store_profile(prepared.state, *values)
+        command = "scripto config set" + flagged("--api-key", identity["apiKey"]) + flagged(
+            "--api-url", base_url) + flagged("--profile-name", prepared.state["activeProfile"])
+        raise blocked(f"Signed in, but the key could not be stored. {error}",
+                      "store it with: " + command)
+
+
+def stored(name, identity, base_url, lines):
+    data = dict(identity, profile=name, active=True, baseUrl=base_url, apiKey=MASKED_KEY)
+    lines += [f"  Profile:  {name} (now active)", "  API key:  " + MASKED_KEY]
+    return data, lines + ["", "  Try it:  scripto whoami"]
 
 
 SignIn = collections.namedtuple("SignIn", "email key_name profile_name target file state")
@@ -1137,35 +1165,6 @@ def cmd_login_complete(ctx, args):
     check_email(args.email, "login-complete")  # the first that is wrong is named first
     code = check_code(read_line(ctx, "Code: ") if args.code == "-" else args.code)
     return complete_sign_in(ctx, prepare_sign_in(ctx, args, "login-complete"), code)
-
-
-def keep_key(prepared, identity):
-    """The profile's name. If the key is not in the file after all, the error hands it over, this
-    once, with the name that was free before: its code is spent."""
-    file, base_url = prepared.file, prepared.target.base_url
-    values = prepared.profile_name, identity, base_url
-    try:
-        return file.change(store_profile, *values)["activeProfile"]
-    except (ScriptoError, KeyboardInterrupt) as error:
-        try:
-            profiles = file.read()["profiles"]
-        except ScriptoError:
-            profiles = {}
-        for name, profile in profiles.items():
-            if profile.get("apiKey") == identity["apiKey"]:
-                return name  # all was done but for the last flush
-        store_profile(prepared.state, *values)
-        flags = (("--api-key", identity["apiKey"]), ("--api-url", base_url),
-                 ("--profile-name", prepared.state["activeProfile"]))
-        command = "scripto config set" + "".join(flagged(*each) for each in flags)
-        raise blocked(f"Signed in, but the key could not be stored. {error}",
-                      "store it with: " + command)
-
-
-def stored(name, identity, base_url, lines):
-    data = dict(identity, profile=name, active=True, baseUrl=base_url, apiKey=MASKED_KEY)
-    lines += [f"  Profile:  {name} (now active)", "  API key:  " + MASKED_KEY]
-    return data, lines + ["", "  Try it:  scripto whoami"]
 
 
 def cmd_whoami(ctx, args):
@@ -2340,7 +2339,7 @@ def run(ctx, words):
     return COMMANDS[name].work(ctx, args)
 
 
-def outcome(ctx, words):
+def status_of(ctx, words):
     """The exit status. The one edge: what is raised below becomes output here."""
     try:
         reply = run(ctx, words)
@@ -2366,7 +2365,7 @@ def main(argv=None):
     words = sys.argv[1:] if argv is None else argv
     mask = os.umask(0o077)  # what is made here holds keys, codes and hashes
     try:
-        status = outcome(Context("--json" in words, COMMANDS, OPTIONS), words)
+        status = status_of(Context("--json" in words, COMMANDS, OPTIONS), words)
     finally:
         os.umask(mask)
     if argv is None:
