@@ -463,3 +463,9 @@ def test_ctrl_c_at_the_last_flush_does_not_disown_a_key_that_is_stored(scripto, 
     out = process.communicate(timeout=20)[0].decode()
     assert KEY not in out and scripto.state()["profiles"]["you"]["apiKey"] == KEY
     assert json.loads(out)["success"] is True and process.returncode == 0
+
+
+@pytest.mark.parametrize("words", (["use", "nobody"], ["logout", "nobody"]), ids=" ".join)
+def test_a_profile_that_is_not_there_makes_no_file(scripto, words):
+    assert scripto.run(*words, "--json").error["code"] == "not-found"
+    assert list(scripto.home.iterdir()) == []
