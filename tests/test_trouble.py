@@ -241,7 +241,7 @@ def test_an_email_that_looks_like_a_flag_gets_a_command_that_runs(newest, backen
     assert newest.run(*shlex.split(command)[1:]).status == 0
 
 
-@pytest.mark.parametrize("email", ["=?" * 60000 + "@x.y", "a" * 120000 + "@x.y", "\u00e9" * 60000])
+@pytest.mark.parametrize("email", ["=?a" * 40000 + "@x.y", "a" * 120000 + "@x.y", "\u00e9" * 60000])
 def test_an_email_of_any_length_costs_no_time(newest, email):
     """As a ratio: no more than another refusal, twenty times."""
     def seconds(text):
@@ -401,7 +401,8 @@ def test_the_demo_claims_no_more_than_it_showed(newest):
     assert run.status == 0 and "this machine" not in run.out
 
 
-@pytest.mark.parametrize("date", [" ", ",", "0", "Mon,", "x" * 99, ": : :", "1 2 3 4 5", "-", "0 0"])
+@pytest.mark.parametrize("date", [" ", ",", "0", "Mon,", "x" * 99, ": : :", "1 2 3 4 5", "-", "0 0",
+                                  "Mon, 1 Jan , 1:2:3 +"])
 def test_a_date_of_any_kind_is_no_crash(scripto, raw_server, date):
     url = raw_server(http_reply({"user": {"id": "user_1"}}, 200, "Date: " + date)).url
     run = scripto.run("doctor", "--api-key", KEY, "--api-url", url, "--json")
