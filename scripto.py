@@ -39,6 +39,9 @@ BODY_BYTES = 16 << 10  # and body
 TIMEOUT_SECONDS = "30"  # for one request, from name look-up to last byte
 LOCK_SECONDS = 30  # to wait for another program that writes the profile file
 NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a FIFO in a file's place must not hang; not on Windows
+BUSY = PermissionError if os.name == "nt" else ()  # what a file that others have open raises there
+BUSY_SECONDS = 5
+NUMBER = "\ufdd0"  # what the text of a number begins with: a character that no text has
 
 # NIST SP 800-63B, 3.1.3: codes live ten minutes at most; wrong attempts count for the account.
 CODE_SECONDS = 10 * 60
@@ -81,12 +84,18 @@ NEXT_DOCTOR = "see what is wrong with: scripto doctor"
 NEXT_GUIDE = "see GET /llms.txt"
 
 
+def masked(text):
+    """Of a path that looks like a key only that folder's name."""
+    form = f"(?<!/){KEY_PREFIX}[!-~]{{7,}}[0-9A-Za-z_-]|{KEY_PREFIX}[!-&(-.0-~]{{8,}}"
+    return re.sub(form, MASKED_KEY, text)
+
+
 class ScriptoError(Exception):
     """A key in the message, mistyped or quoted by a backend, is masked. http_status: if it is not
     the table's. headers: for HTTP. A code that is not in the table exits by HTTP status."""
 
     def __init__(self, code, message, next_action, http_status=None, headers=()):
-        self.message = re.sub(KEY_PREFIX + "[!-&(-.0-~]{8,}", MASKED_KEY, message)
+        self.message = masked(message)
         super().__init__(self.message)
         self.code, self.next_action, self.headers = code, next_action, list(headers)
         status = self.http_status = http_status or ERRORS.get(code, (500,))[0]
@@ -100,6 +109,11 @@ class ScriptoError(Exception):
     def reply(self):
         """For HTTP: (status, object, headers)."""
         return self.http_status, self.envelope(), self.headers
+
+
+class Unreachable(ScriptoError):
+    """failed-precondition: no home, or a file in it that this user may not see. Where a key is
+    given, that is no matter."""
 
 
 def refused(message, next_action, http_status=None):
@@ -120,16 +134,17 @@ def lacking(error):
 
 
 def bug(error):
-    """What, and in which lines of this file; in words of the system's and SQLite's only, which hold
-    nothing from outside."""
+    """What, where, and by which lines of this file; in words of the system's and SQLite's only,
+    which hold nothing from outside."""
     import traceback  # lazy
 
     sqlite3, words = sys.modules.get("sqlite3"), getattr(error, "strerror", None) or ""
     if sqlite3 and isinstance(error, sqlite3.Error):
         words = str(error)
-    lines = [str(place.lineno) for place in traceback.extract_tb(error.__traceback__)
-             if place.filename == bug.__code__.co_filename]
-    return f"{type(error).__name__} {words} at line {', '.join(lines)}".replace("  ", " ")
+    places, here = traceback.extract_tb(error.__traceback__), bug.__code__.co_filename
+    own = ", ".join(str(place.lineno) for place in places if place.filename == here)
+    where = f"{os.path.basename(places[-1].filename)}:{places[-1].lineno}"
+    return f"{type(error).__name__} {words} at {where}, by line {own}".replace("  ", " ")
 
 
 # ---- Terminal -------------------------
@@ -162,13 +177,19 @@ def harmless(text):
 
 
 def is_terminal(stream):
-    return stream is not None and stream.isatty()
+    """On Windows isatty() holds for NUL, too; a real console has a class of its own (PEP 528)."""
+    if stream is None or not stream.isatty():
+        return False
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return os.name != "nt" or type(raw).__name__ == "_WindowsConsoleIO"
 
 
 def emit(stream, text):
     """Writes past the buffer, so that OSError comes up here, and only here."""
     if stream is None:  # the descriptor was closed before the program started
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    if not hasattr(stream, "buffer"):  # an importer's own, as a StringIO
+        return stream.write(text)
     try:
         "✓✗●•".encode(stream.encoding)
     except UnicodeEncodeError:
@@ -176,7 +197,10 @@ def emit(stream, text):
     left = text.encode(stream.encoding, "backslashreplace")
     raw = getattr(stream.buffer, "raw", stream.buffer)
     while left:
-        left = left[raw.write(left) or 0 :]
+        written = raw.write(left)
+        if written is None:  # full for now, and not for waiting
+            time.sleep(0.01)
+        left = left[written or 0 :]
 
 
 def emit_lines(ctx, stream, lines, end="\n"):
@@ -256,10 +280,11 @@ def read_line(ctx, prompt, secret=False):
             return getpass.getpass(prompt)
         if is_terminal(ctx.stdin):
             say(ctx, prompt, end="")
-        line = ctx.stdin.buffer.readline(64 << 10) if ctx.stdin else b""
+        line = getattr(ctx.stdin, "buffer", ctx.stdin).readline(64 << 10) if ctx.stdin else ""
     except (OSError, EOFError, UnicodeDecodeError):  # not for reading, gone, or no text
         return ""
-    return line.decode("utf-8", "replace").rstrip("\r\n")
+    line = line if isinstance(line, str) else line.decode("utf-8", "replace")
+    return line.strip("\ufeff \t\r\n")  # with what PowerShell and cmd put around it
 
 
 def confirm(ctx, args, question, command):
@@ -288,10 +313,11 @@ def readable(text):
 def is_email(text):
     """The contract's rule, less what makes mail read one address as another (RFC 5322: comments,
     groups, quotes; RFC 2047: encoded words): whose code would it be?"""
+    if len(text) > EMAIL_LENGTH or not text.isprintable():
+        return False
     local, _, domain = text.partition("@")
-    plain = text.isprintable() and not re.search(r'[\ufffd <>()\[\],;:\\"]|=\?.*\?=', text)
-    whole = bool(local) and all(domain.split(".")) and "@" not in domain
-    return whole and plain and len(text) <= EMAIL_LENGTH
+    plain = not re.search(r'[\ufffd <>()\[\],;:\\"]|=\?.*\?=', text)
+    return bool(local) and all(domain.split(".")) and "@" not in domain and plain
 
 
 def check_email(text, command):
@@ -354,8 +380,8 @@ def timeout_of(ctx):
 
 
 def is_loopback(host):
-    """127.0.0.0/8, ::1 (RFC 1122, RFC 4291), localhost and what is below it (RFC 6761)."""
-    form = r"(::1|(.+\.)?localhost|127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3})\Z"
+    """127.0.0.0/8, ::1 (RFC 1122, RFC 4291), localhost; what is below it the DNS may resolve."""
+    form = r"(::1|localhost|127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3})\Z"
     return bool(re.match(form, host))
 
 
@@ -403,26 +429,39 @@ def xdg_folder(ctx, variable, below_home, otherwise):
     """By the XDG specification a variable that is empty or relative is ignored."""
     if os.path.isabs(ctx.env.get(variable, "")):
         return ctx.env[variable]
+    home = ctx.env.get("HOME")
+    if os.name == "nt" and home and not os.path.splitdrive(home)[0]:  # Git Bash's /c/Users/you
+        home = ctx.env.get("USERPROFILE")
     try:
-        home = ctx.env["HOME"] if "HOME" in ctx.env else os.path.expanduser("~")
+        home = os.path.expanduser("~") if home is None else home
     except (KeyError, ImportError):  # before Python 3.8, for a user that is only a number
         home = ""
     if not os.path.isabs(home):
         hint = f"set {variable} to a folder of your own, or {otherwise}"
-        raise blocked("There is no home folder: HOME is not set.", hint)
+        problem = "There is no home folder: HOME is not set."
+        raise Unreachable("failed-precondition", problem, hint)
     return os.path.join(home, below_home)
 
 
 def text_of(thing, member):
     """A member that ought to be text, "" if it is not."""
     value = thing.get(member)
-    return value if isinstance(value, str) else ""
+    return value if isinstance(value, str) and not value.startswith(NUMBER) else ""
 
 
 def shell_word(text):
+    if os.name == "nt":
+        import subprocess  # lazy
+
+        return subprocess.list2cmdline([text])
     import shlex  # lazy
 
     return shlex.quote(text)
+
+
+def flagged(flag, value):
+    """As a shell takes it; a value that looks like a flag has to be tied to its own."""
+    return f" {flag}{'=' if value.startswith('-') else ' '}{shell_word(value)}"
 
 
 # ---- Profiles -------------------------
@@ -430,142 +469,234 @@ def shell_word(text):
 # byte (main() sets the umask), and what cannot be understood is never overwritten.
 
 
-def lock_on_windows(descriptor, give_up):
-    try:
-        import msvcrt  # lazy
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    except ImportError:
-        pass  # a Python with neither
-    except OSError:
-        if time.monotonic() > give_up:
-            raise TimeoutError(errno.ETIMEDOUT, "another program is writing it")
+def patiently(kinds, seconds, work, *values, **more):
+    """What work(*values) returns. While it raises one of these kinds, it is tried again."""
+    give_up = time.monotonic() + seconds
+    while True:
+        try:
+            return work(*values, **more)
+        except kinds:
+            if time.monotonic() > give_up:
+                raise
         time.sleep(0.02)
-        return False
-    return True
+
+
+def take_lock(descriptor):
+    """Raises one of HELD while another has it, ImportError or an OSError where there are none."""
+    try:
+        import fcntl  # lazy; not on Windows
+    except ImportError:
+        import msvcrt
+
+        return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+HELD = (BlockingIOError, PermissionError, FileExistsError)
+
+
+def write_through(descriptor, content, spare=0):
+    """To the disk, with so many bytes more for a moment: that there is room for them."""
+    with open(descriptor, "wb") as file:
+        file.write(content + b" " * spare)
+        file.flush()
+        os.fsync(descriptor)
+        file.truncate(len(content))
 
 
 class ProfileFile:
-    """Every failure is failed-precondition and names the path."""
+    """Every failure is failed-precondition and names the path. A file is opened by its `name` from
+    the folder `at` (None: the current one); what is made is given to `owner` (empty: nobody)."""
 
     def __init__(self, ctx):
         home = xdg_folder(ctx, "XDG_CONFIG_HOME", ".config", "SCRIPTO_API_KEY, which needs no file")
-        self.ctx, self.folder = ctx, os.path.join(home, "scripto")
+        self.ctx, self.home, self.folder = ctx, home, os.path.join(home, "scripto")
         path = os.path.join(self.folder, "config.json")
-        self.shown = readable(path)
-        self.path = os.path.realpath(path)  # a link stays: what it leads to is replaced
+        self.shown, self.at, self.owner = readable(path), None, ()
+        self.user = os.geteuid() if hasattr(os, "geteuid") else -1
+        self.name = self.path = os.path.realpath(path)  # a link stays: its target is replaced
 
-    def trouble(self, what, hint=None):
-        hint = hint or "mend it, or move it away: mv {0} {0}.old".format(shell_word(self.shown))
-        return blocked(f"The profile file {self.shown} {what}.", hint)
+    def trouble(self, what, hint=None, kind=ScriptoError):
+        move, paths = "move" if os.name == "nt" else "mv", (self.shown, self.shown + ".old")
+        hint = hint or f"mend it, or move it away: {move} " + " ".join(map(shell_word, paths))
+        return kind("failed-precondition", f"The profile file {self.shown} {what}.", hint)
+
+    def enter(self, make):
+        """Root goes down step by step. From the first folder on that is somebody else's it follows
+        no link, which could lead its pen anywhere, and is a guest: what it makes is theirs."""
+        if self.owner or self.user:
+            return
+        outer, owner = os.open("/", os.O_RDONLY), ()
+        for part in os.path.normpath(self.folder).split("/")[1:]:
+            made = owner and make and self.make_folder(part, outer)
+            flags = os.O_RDONLY | os.O_DIRECTORY | (os.O_NOFOLLOW if owner else 0)
+            try:
+                at = os.open(part, flags, dir_fd=outer)
+            except FileNotFoundError:
+                if owner:
+                    raise
+                return  # nobody's yet
+            finally:
+                os.close(outer)
+            status = os.stat(at)
+            owner = owner or (status.st_uid and (status.st_uid, status.st_gid))
+            if made:
+                self.give(at, owner)
+            outer = at
+        if not owner:
+            return os.close(at)
+        self.at, self.owner, self.name = at, owner, "config.json"
+
+    @staticmethod
+    def make_folder(name, at):
+        """Whether it had to be made."""
+        try:
+            return os.mkdir(name, 0o700, dir_fd=at) is None
+        except FileExistsError:
+            return False
+
+    def give(self, descriptor, owner):
+        try:
+            os.chown(descriptor, *owner)
+        except OSError:  # some roots may not, some file systems have no owners
+            warn(self.ctx, f"what is made here cannot be given to user {owner[0]}")
+
+    def make(self, name):
+        """The descriptor of a new file. Raises FileExistsError, for a link, too."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        descriptor = os.open(name, flags, 0o600, dir_fd=self.at)
+        if self.owner:
+            self.give(descriptor, self.owner)
+        return descriptor
+
+    def open(self, name, flags):
+        flags |= NONBLOCK | (os.O_NOFOLLOW if self.owner else 0)
+        return patiently(BUSY, BUSY_SECONDS, os.open, name, flags, dir_fd=self.at)
+
+    def remove(self, name):
+        try:
+            os.unlink(name, dir_fd=self.at)
+        except OSError:
+            pass  # gone, or a folder: it is in nobody's way
 
     def content(self):
         """The file's bytes, b"{}" without a file."""
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | NONBLOCK)
+            self.enter(make=False)
+            descriptor = self.open(self.name, os.O_RDONLY)
         except FileNotFoundError:
             return b"{}"
-        with open(descriptor, "rb", buffering=0) as file:
-            mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise self.trouble("is not a regular file")
-            if mode & 0o077 and os.name == "posix":
+            if status.st_uid not in (0, self.user, *self.owner[:1]):  # it might name a thief's URL
+                raise self.trouble(f"belongs to user {status.st_uid}, who is not trusted")
+            if status.st_mode & 0o077 and os.name == "posix":
                 warn(self.ctx, f"others have access to {self.shown}, until the next write")
             return file.read(PROFILE_BYTES + 1)
 
     def read(self):
-        """The file's object, unknown members and all, "profiles" always there."""
+        """The file's object, unknown members and all, "profiles" always there. Numbers come as
+        text, so that none loses digits when it is written again."""
         import json  # lazy
 
         try:
-            content = self.content()
-            state = json.loads(content.decode("utf-8-sig")) if len(content) <= PROFILE_BYTES else 0
+            content, number = self.content(), NUMBER.__add__
+            content = content.decode("utf-8-sig") if len(content) <= PROFILE_BYTES else ""
+            state = json.loads(content, parse_int=number, parse_float=number)
             profiles = state.setdefault("profiles", {})
             sound = all(isinstance(each, dict) for each in [profiles, *profiles.values()])
         except OSError as error:
-            raise self.trouble("cannot be read: " + error.strerror)
+            unseen = isinstance(error, (PermissionError, NotADirectoryError))
+            kind = Unreachable if unseen else ScriptoError
+            raise self.trouble("cannot be read: " + error.strerror, kind=kind)
         except (ValueError, RecursionError):
-            raise self.trouble("is not valid JSON")
+            raise self.trouble("is not valid JSON, or is too large")
         except AttributeError:  # no object where one has to be
             sound = False
-        if not sound or not isinstance(state.get("activeProfile"), (str, type(None))):
-            raise self.trouble("is too large, or its 'profiles' or 'activeProfile' make no sense")
+        if not sound or not (state.get("activeProfile") is None or text_of(state, "activeProfile")):
+            raise self.trouble("has 'profiles' or an 'activeProfile' that make no sense")
         return state
 
-    def check_place(self):
-        """Raises OSError for no home, or another user's, whom root's file would lock out."""
-        nearest, home = os.path.dirname(self.path), os.path.dirname(os.path.dirname(self.folder))
-        while not os.path.lexists(nearest):
-            nearest = os.path.dirname(nearest)
-        owner = os.stat(nearest).st_uid
-        if hasattr(os, "geteuid") and owner not in (0, os.geteuid()):
-            raise OSError(errno.EPERM, f"{readable(nearest)} belongs to user {owner}")
-        if not self.ctx.env.get("XDG_CONFIG_HOME") and not os.path.isdir(home):
+    def prepare(self):
+        """Makes the folder, if there is a home for it, and sees that it is private."""
+        home, folder = os.path.dirname(self.home), os.path.dirname(self.path)
+        if self.home != self.ctx.env.get("XDG_CONFIG_HOME") and not os.path.isdir(home):
             raise OSError(errno.ENOENT, "there is no folder " + readable(home))
+        self.enter(make=True)
+        if not self.owner:
+            os.makedirs(folder, exist_ok=True)
+        place = self.at if self.owner else folder
+        if folder == self.folder and os.stat(place).st_mode & 0o077:
+            try:
+                os.chmod(place, 0o700)  # ours by its name; what a link leads to is not
+            except OSError:
+                warn(self.ctx, "others have access to the folder " + readable(folder))
 
     def lock(self):
-        """The descriptor that holds it, or TimeoutError. A lock dies with its holder."""
-        descriptor = os.open(self.path + ".lock", os.O_RDWR | os.O_CREAT | NONBLOCK, 0o600)
-        give_up = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                import fcntl  # lazy; not on Windows
-
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return descriptor
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    os.close(descriptor)
-                    raise TimeoutError(errno.ETIMEDOUT, "another program is writing it")
-                time.sleep(0.02)
-            except OSError:
-                return descriptor  # no locks on this file system: better unlocked than not
-            except ImportError:
-                if lock_on_windows(descriptor, give_up):
-                    return descriptor
-
-    def replace(self, content, rehearsal):
-        """Writes beside the file, through to the disk, and renames. One fixed name, so that
-        nothing piles up; made anew, so that it is no link. A rehearsal does all but the renaming,
-        with room to spare: a full disk shows."""
-        if len(content) > PROFILE_BYTES:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        beside = self.path + ".tmp"
-        if os.path.lexists(beside):
-            os.unlink(beside)
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        """(the descriptor that holds it, a file to remove). It dies with its holder, except where
+        there are no locks: a file that only one can make has to do. Raises TimeoutError."""
+        name, held = self.name + ".lock", self.name + ".held"
         try:
-            with open(descriptor, "wb") as file:
-                file.write(content + b" " * 4096 * rehearsal)
-                file.flush()
-                os.fsync(descriptor)
-            if not rehearsal:
-                os.replace(beside, self.path)
-        finally:
-            if os.path.lexists(beside):
-                os.unlink(beside)
-        if os.name == "posix":  # the rename has to reach the disk too; Windows opens no folders
-            descriptor = os.open(os.path.dirname(self.path), os.O_RDONLY)
+            descriptor = self.make(name)
+        except FileExistsError:
+            descriptor = self.open(name, os.O_RDWR)
+        try:
+            try:
+                patiently(HELD, LOCK_SECONDS, take_lock, descriptor)
+                return descriptor, None
+            except HELD:
+                raise
+            except (OSError, ImportError):
+                os.close(descriptor)
+                return patiently(HELD, LOCK_SECONDS, self.make, held), held
+        except HELD as error:
+            left = f", or died and left {held}" if isinstance(error, FileExistsError) else ""
+            raise TimeoutError(errno.ETIMEDOUT, "another program is writing it" + left)
+
+    def replace(self, content, spare):
+        """Writes beside the file, through to the disk, and renames. A name of its own each time:
+        locks may fail. What writers that died have left is cleared away."""
+        folder, base = os.path.split(self.name)
+        for name in os.listdir(folder or self.at):
+            if name.startswith(base + ".") and name.endswith("tmp"):
+                self.remove(os.path.join(folder, name))
+        beside = f"{self.name}.{os.urandom(4).hex()}.tmp"
+        try:
+            write_through(self.make(beside), content, spare)
+            patiently(BUSY, BUSY_SECONDS, os.replace, beside, self.name,
+                      src_dir_fd=self.at, dst_dir_fd=self.at)
+        except OSError as error:
+            mounted = error.errno == errno.EBUSY
+            if mounted:  # as a single file is in a container: in place, a copy kept beside it
+                write_through(self.open(self.name, os.O_WRONLY), content)
+            self.remove(beside)
+            if not mounted:
+                raise
+        try:  # the rename has to reach the disk too; Windows opens no folders
+            descriptor = os.open(folder or ".", os.O_RDONLY, dir_fd=self.at)
             os.fsync(descriptor)
             os.close(descriptor)
+        except OSError:
+            pass  # as on some network file systems: it is done all the same
 
-    def change(self, work=None, *values):
+    def change(self, work, *values, spare=0):
         """Replaces the file after work(state, *values) under the lock, and returns the state; if
-        that raises, nothing changes. Without work it is a rehearsal."""
+        that raises, nothing changes."""
         import json  # lazy
 
-        lock, folder = None, os.path.dirname(self.path)
+        lock = held = None
         try:
-            self.check_place()
-            os.makedirs(folder, exist_ok=True)
-            if folder == self.folder and os.stat(folder).st_mode & 0o077:
-                os.chmod(folder, 0o700)  # ours by its name; what a link leads to is not
-            lock = self.lock()
+            self.prepare()
+            lock, held = self.lock()
             state = self.read()
-            if work:
-                work(state, *values)
-            content = json.dumps(state, indent=2, allow_nan=False).encode("ascii") + b"\n"
-            self.replace(content, rehearsal=not work)
+            work(state, *values)
+            text = json.dumps(state, indent=2, allow_nan=False) + "\n"
+            content = re.sub(r'"\\ufdd0([-+.0-9Ee]+)"', r"\1", text).encode("ascii")  # NUMBER
+            if len(content) > PROFILE_BYTES:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            self.replace(content, spare)
             return state
         except (RecursionError, ValueError):
             raise self.trouble("is nested too deeply, or holds a number that is none")
@@ -575,6 +706,13 @@ class ProfileFile:
         finally:
             if lock is not None:
                 os.close(lock)
+            if held:
+                self.remove(held)
+
+    def rehearse(self):
+        """Writes the file as it is, all the way, where there is room for more: what can fail fails
+        here. Returns the state."""
+        return self.change(lambda state: None, spare=4096)
 
 
 IDENTITY = ("apiKey", "email", "userId", "keyId")
@@ -600,21 +738,22 @@ def profile_name_for(email):
     return local[:60].strip("-") or "default"
 
 
-def store_profile(state, named, identity, base_url, just_there=False):
-    """Stores a key, with what is known of its IDENTITY, and makes it active. The same email at
-    the same backend renews its profile; a taken name gets a number, unless just that is meant."""
-    profiles, email = state["profiles"], identity.get("email", "")
+def store_profile(state, named, identity, base_url, overwrite=False):
+    """Stores a key, with what is known of its IDENTITY, and makes it active. The same email (the
+    same key, if no email is known) at the same backend renews its profile; another's name gets a
+    number, or is overwritten."""
+    profiles, known = state["profiles"], "email" if identity.get("email") else "apiKey"
 
     def is_same(name):
-        same_email = text_of(profiles[name], "email").lower() == email.lower()
-        return same_email and url_of(profiles[name]).rstrip("/") == base_url
+        same = text_of(profiles[name], known).lower() == identity[known].lower()
+        return same and url_of(profiles[name]).rstrip("/") == base_url
 
-    name = named or profile_name_for(email)
-    if not named and email:
+    name = named or profile_name_for(identity.get("email", ""))
+    if not named:
         candidates = [name, state.get("activeProfile")] + list(profiles)
         name = next((each for each in candidates if each in profiles and is_same(each)), name)
     first, number = name[:60], 1
-    while name in profiles and not just_there and not is_same(name):
+    while name in profiles and not overwrite and not is_same(name):
         number += 1
         name = f"{first}-{number}"
     profile, now = profiles.setdefault(name, {}), timestamp(time.time())
@@ -624,6 +763,11 @@ def store_profile(state, named, identity, base_url, just_there=False):
     if base_url != PRODUCTION_URL:
         profile["baseUrl"] = base_url
     profile.setdefault("createdAt", now)
+    state["activeProfile"] = name
+
+
+def activate(state, name):
+    find_profile(state, name)
     state["activeProfile"] = name
 
 
@@ -639,11 +783,8 @@ def remove_profiles(state, names):
 # Which key and which base URL are in force, and why. Nothing is sent or written here.
 
 
-class Target:
-    """A base URL and a key, the source of each, and the profile in force, if any."""
-
-    base_url = url_source = key = key_source = name = None
-    profile = {}
+# `name` and `profile`: the profile in force, None and {} for none.
+Target = collections.namedtuple("Target", "base_url url_source key key_source name profile")
 
 
 def given(ctx, check, flag, value, variable):
@@ -658,64 +799,71 @@ def given_url(ctx, args):
     return given(ctx, check_base_url, "--api-url", args.api_url, "SCRIPTO_API_BASE_URL")
 
 
+def key_is_given(ctx, args):
+    return args.api_key is not None or bool(ctx.env.get("SCRIPTO_API_KEY"))
+
+
 def default_url(ctx):
     return check_base_url(ctx, BASE_URL, "this file")
 
 
-def resolve(ctx, args, with_key=True):
-    """By the contract's order. Raises unauthenticated without a key that is needed,
-    failed-precondition where a profile's key would go to another origin."""
-    target, variable = Target(), "SCRIPTO_API_KEY"
-    if with_key:
-        key = given(ctx, check_key, "--api-key", args.api_key, variable)
-        target.key, target.key_source = key
-    target.base_url, target.url_source = given_url(ctx, args)
-    needed = args.profile is not None or (with_key and not target.key)
-    if needed or not target.base_url:
-        pick_profile(ctx, args.profile, needed, target)
-    if args.profile is not None and target.key_source == variable:
-        warn(ctx, f"{variable} overrides the key of profile '{target.name}'")
-    if with_key and not target.key:
-        target.key, target.key_source = target.profile.get("apiKey"), "profile"
-        if not target.key:
-            raise ScriptoError("unauthenticated", "There is no API key.", NEXT_SIGN_IN)
-        if not is_key(target.key):
-            raise blocked(f"Profile '{target.name}' holds no Scripto key.", NEXT_SIGN_IN)
-    use_stored_url(ctx, args, target)
-    return target
+def named_profile(ctx, name):
+    """By flag or argument, else by environment."""
+    return name if name is not None else ctx.env.get("SCRIPTO_PROFILE") or None
 
 
-def pick_profile(ctx, named, needed, target):
+def profile_in_force(ctx, named, needed):
+    """(name, profile). A file that cannot be come by is none, unless it is needed. Raises not-found
+    for a name without a profile, by whomever."""
     try:
-        file = ProfileFile(ctx)
-    except ScriptoError:  # no home, no file
+        state = ProfileFile(ctx).read()
+    except Unreachable:
         if needed:
             raise
-        return
-    state = file.read()
+        return None, {}
     name = named if named is not None else state.get("activeProfile")
-    if named is not None or name in state["profiles"]:
-        target.name, target.profile = name, find_profile(state, name)
+    return name, {} if name is None else find_profile(state, name)
 
 
-def use_stored_url(ctx, args, target):
-    """The profile's where none was given, else the default. A stored key goes to its own backend
-    only, whoever set another base URL."""
-    unsaid = args.profile is None and "baseUrl" not in target.profile
-    if target.key_source != "profile" and (target.base_url or unsaid):
-        target.url_source = target.url_source or "default"
-        target.base_url = target.base_url or default_url(ctx)
-        return
+def key_of(name, profile):
+    if not profile.get("apiKey"):
+        raise ScriptoError("unauthenticated", "There is no API key.", NEXT_SIGN_IN)
+    if not is_key(profile["apiKey"]):
+        raise blocked(f"Profile '{name}' holds no Scripto key.", NEXT_SIGN_IN)
+    return profile["apiKey"]
+
+
+def stored_url(ctx, name, profile):
     try:
-        home = check_base_url(ctx, url_of(target.profile), f"profile '{target.name}'")
+        return check_base_url(ctx, url_of(profile), f"profile '{name}'")
     except ScriptoError as error:  # the file's fault, not the user's
         raise blocked(error.message, error.next_action)
-    if not target.base_url:
-        target.base_url, target.url_source = home, "profile"
-    elif origin_of(home) != origin_of(target.base_url):
-        there = f"is not sent to {target.base_url} (from {target.url_source})"
-        hint = f"pass --api-key, or {NEXT_SIGN_IN} --api-url {shell_word(target.base_url)}"
-        raise blocked(f"The key of profile '{target.name}' belongs to {home} and {there}.", hint)
+
+
+def resolve(ctx, args, with_key=True):
+    """The Target, by the contract's order. Raises unauthenticated without a key that is needed,
+    failed-precondition where a profile's key would go to another origin than its own."""
+    variable, key, key_source = "SCRIPTO_API_KEY", None, None
+    if with_key:
+        key, key_source = given(ctx, check_key, "--api-key", args.api_key, variable)
+    base_url, url_source = given_url(ctx, args)
+    named, name, profile = named_profile(ctx, args.profile), None, {}
+    without = with_key and not key
+    if named is not None or without or not base_url:
+        name, profile = profile_in_force(ctx, named, named is not None or without)
+    if without:
+        key, key_source = key_of(name, profile), "profile"
+    elif named is not None and key:
+        warn(ctx, f"{key_source} overrides the key of profile '{name}'")
+    if without or (not base_url and (named is not None or "baseUrl" in profile)):
+        home = stored_url(ctx, name, profile)
+        if base_url and origin_of(home) != origin_of(base_url):
+            there = f"is not sent to {base_url} (from {url_source})"
+            hint = f"pass --api-key, or {NEXT_SIGN_IN}" + flagged("--api-url", base_url)
+            raise blocked(f"The key of profile '{name}' belongs to {home} and {there}.", hint)
+        base_url, url_source = base_url or home, url_source or "profile"
+    base_url, url_source = base_url or default_url(ctx), url_source or "default"
+    return Target(base_url, url_source, key, key_source, name, profile)
 
 
 # ---- HTTP client ----------------------
@@ -727,45 +875,23 @@ def bad_reply(url, what):
     return ScriptoError("invalid-response", f"{url} {what}.", NEXT_BACKEND)
 
 
-def send(ctx, method, url, body=None, key=None):
-    """(status, headers, body as bytes), for an object as JSON and a bearer key (RFC 6750). Raises
-    network-error, or invalid-response for what is no HTTP, too large or broken off. In a thread:
-    a socket's time-out bounds neither a name look-up nor a peer that sends a byte a second."""
-    import json  # lazy
-    import socket
-    import threading
-    import urllib.request
-
-    seconds = timeout_of(ctx)
-    headers = {"User-Agent": "scripto/" + __version__, "Accept": "application/json"}
-    if body is not None:
-        headers["Content-Type"] = "application/json"
-        body = json.dumps(body).encode("ascii")
-    if key is not None:
-        headers["Authorization"] = "Bearer " + key
-    request = urllib.request.Request(url, body, headers, method=method)
-    opener, outcome, progress = opener_for(url), [], []
-
-    def work():
-        outcome.append(exchange(opener, request, seconds, progress))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    result = (outcome + [network_trouble(url, socket.timeout(), seconds, progress)])[0]
-    if isinstance(result, ScriptoError):
-        raise result
-    return result
+def without_password(proxy):
+    return re.sub(r"^(\w+://)?.*@", r"\1", proxy)
 
 
 def proxy_for(url):
-    """By the environment; None for loopback."""
+    """By the environment; None for loopback. Raises failed-precondition for what is not plain
+    http: urllib would show its password, to the network or in an error."""
     import urllib.request as library  # lazy
 
     scheme, host, port = origin_of(url)
     if is_loopback(host) or library.proxy_bypass_environment(f"{host}:{port}"):
         return None
-    return library.getproxies_environment().get(scheme)
+    proxy = library.getproxies_environment().get(scheme)
+    if proxy and not re.match(r"(?i)(http://)?([^@/]*@)?(\[[^]@/]+\]|[^:@/]+)(:\d+)?/?\Z", proxy):
+        hint = f"set {scheme}_proxy to http://host:port, or name {host} in no_proxy"
+        raise blocked(f"The proxy {without_password(proxy)} cannot be used.", hint)
+    return proxy
 
 
 def checked_tls():
@@ -794,60 +920,130 @@ def opener_for(url):
     return opener
 
 
-def exchange(opener, request, seconds, progress, again=True):
-    """What send() returns or raises. A GET that was reset is tried once more; what spends a code
-    never is: it may have been heard. `progress` notes that a reply began."""
+def connect(method, url, headers, body, seconds, tries):
+    """The reply. Each try has a request of its own, since opening one changes it."""
+    import urllib.request  # lazy
+
+    request = urllib.request.Request(url, body, headers, method=method)
+    try:
+        return opener_for(url).open(request, timeout=seconds)
+    except OSError as error:
+        reason = getattr(error, "reason", None)  # urllib wraps what happens before the reply
+        error = reason if isinstance(reason, Exception) else error
+        if tries == 1 or not isinstance(error, ConnectionResetError):
+            raise error
+    return connect(method, url, headers, body, seconds, tries - 1)
+
+
+def within(seconds, work, *values):
+    """What work(*values) returns or raises, or socket.timeout. In a thread: a socket's time-out
+    bounds neither a name look-up nor a peer that sends a byte a second."""
+    import socket  # lazy
+    import threading
+
+    outcome = []
+
+    def run():
+        try:
+            outcome.append((work(*values), None))
+        except Exception as error:  # whatever it is, it is raised below
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        raise blocked("No thread can be started.", "allow this user more processes (ulimit -u)")
+    thread.join(max(seconds, 0))
+    result, error = outcome[0] if outcome else (None, socket.timeout())
+    if error:
+        raise error
+    return result
+
+
+def network_errors():
+    """What connect() and reading a reply raise if the network, or who is there, is at fault."""
     import http.client  # lazy
 
-    url = request.full_url
+    return OSError, http.client.HTTPException, ValueError
+
+
+def open_reply(ctx, method, url, headers=None, body=None, key=None):
+    """The reply to a request (with a bearer key, RFC 6750), its body still unread: .status,
+    .headers, .read(size), to be closed. Certificates are checked and no redirect is followed.
+    SCRIPTO_TIMEOUT bounds this, and then each read. Raises network-error or invalid-response; what
+    a later read raises (network_errors()), network_trouble() turns into these."""
+    headers = dict({"User-Agent": "scripto/" + __version__, "Accept": "application/json"},
+                   **headers or {})
+    if key is not None:
+        headers["Authorization"] = "Bearer " + key
+    seconds, tries = timeout_of(ctx), 2 if method == "GET" else 1  # a code may have been heard
     try:
-        with opener.open(request, timeout=seconds) as response:
-            progress.append("reply")
-            buffer = bytearray(REPLY_BYTES + 1)  # read() follows a chunk of -1 bytes to the end
-            body = bytes(buffer[: response.readinto(buffer)])
-            if len(body) > REPLY_BYTES:
-                return bad_reply(url, f"sent more than {REPLY_BYTES} bytes")
-            if response.length:  # what Content-Length promised beyond this
-                return bad_reply(url, "broke off its reply")
-            return response.status, response.headers, body
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reset = isinstance(getattr(error, "reason", error), ConnectionResetError)
-        if reset and again and not progress and request.get_method() == "GET":
-            return exchange(opener, request, seconds, progress, again=False)
-        return network_trouble(url, error, seconds, progress)
+        return within(seconds, connect, method, url, headers, body, seconds, tries)
+    except network_errors() as error:
+        raise network_trouble(ctx, url, error)
 
 
-def network_trouble(url, error, seconds, progress):
-    """What went wrong on the way, told apart as a person wants to know it."""
+def read_reply(url, reply):
+    """Its body, whole. Raises invalid-response for one that is too large or broken off."""
+    with reply:
+        room = bytearray(REPLY_BYTES + 1)  # the last is for what is too much
+        size = reply.readinto(room)  # read() would follow a chunk of -1 bytes to the end
+        if size > REPLY_BYTES:
+            raise bad_reply(url, f"sent more than {REPLY_BYTES} bytes")
+        if reply.length:  # what Content-Length promised beyond this
+            raise bad_reply(url, "broke off its reply")
+        return bytes(room[:size])
+
+
+def send(ctx, method, url, body=None, key=None):
+    """(status, headers, body as bytes), for an object as JSON and a bearer key. Raises
+    network-error, or invalid-response for what is no HTTP, too large or broken off."""
+    import json  # lazy
+
+    give_up, headers = time.monotonic() + timeout_of(ctx), {}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+        body = json.dumps(body).encode("ascii")
+    reply = open_reply(ctx, method, url, headers, body, key)
+    try:
+        content = within(give_up - time.monotonic(), read_reply, url, reply)
+    except network_errors() as error:
+        raise network_trouble(ctx, url, error, began=True)
+    return reply.status, reply.headers, content
+
+
+def network_trouble(ctx, url, error, began=False):
+    """What went wrong on the way, told apart as a person wants to know it; began: the reply."""
     import http.client  # lazy
     import socket
 
-    if isinstance(getattr(error, "reason", None), Exception):
-        error = error.reason  # urllib wraps what happens before the reply
     where, ssl = "%s:%d" % origin_of(url)[1:], sys.modules.get("ssl")
-    proxied = proxy_for(url)
+    seconds, proxied = timeout_of(ctx), proxy_for(url)
     where += " (through a proxy)" if proxied else ""
     why = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error)
-    late = "did not finish its reply" if progress else "did not answer"
-    when = "in the middle of its reply" if progress else "without an answer"
-    usual = "check the network, any proxy and the base URL"
-    for kinds, text, hint in (  # the first that fits
-        ((ssl.SSLError, ssl.CertificateError) if ssl else (), f"TLS with {where} failed: {why}.",
-         "check the URL; install ca-certificates, or set SSL_CERT_FILE to who signed theirs"),
-        (socket.timeout, f"{where} {late} within {seconds:g} seconds.",
-         f"try again, or allow more time: SCRIPTO_TIMEOUT={seconds * 2:g}"),
-        ((socket.gaierror, UnicodeError, http.client.InvalidURL),
-         f"The host of {where} cannot be found: {why}.", usual),
-        (ConnectionRefusedError, f"{where} refused the connection.",
-         usual if proxied else "check that it runs there, or pass another with --api-url"),
-        (ConnectionError, f"{where} closed the connection {when}.", usual),
-        (Exception if proxied and not progress else OSError,
-         f"{where} cannot be reached: {why}.", usual),
-    ):
-        if isinstance(error, kinds):
-            return ScriptoError("network-error", text, hint)
-    cut = isinstance(error, http.client.IncompleteRead)
-    return bad_reply(url, "broke off its reply" if cut else "sent what is not HTTP")
+    hint = "check the network, any proxy and the base URL"
+    if ssl and isinstance(error, (ssl.SSLError, ssl.CertificateError)):
+        text = f"TLS with {where} failed: {why}."
+        hint = "check the URL; install ca-certificates, or set SSL_CERT_FILE to who signed theirs"
+    elif isinstance(error, socket.timeout):
+        late = "did not finish its reply" if began else "did not answer"
+        text = f"{where} {late} within {seconds:g} seconds."
+        hint = f"try again, or allow more time: SCRIPTO_TIMEOUT={seconds * 2:g}"
+    elif isinstance(error, (socket.gaierror, UnicodeError, http.client.InvalidURL)):
+        text = f"The host of {where} cannot be found: {why}."
+    elif isinstance(error, ConnectionRefusedError):
+        text = f"{where} refused the connection."
+        hint = hint if proxied else "check that it runs there, or pass another with --api-url"
+    elif isinstance(error, ConnectionError):
+        when = "in the middle of its reply" if began else "without an answer"
+        text = f"{where} closed the connection {when}."
+    elif isinstance(error, OSError) or (proxied and not began):
+        text = f"{where} cannot be reached: {why}."
+    else:
+        cut = isinstance(error, http.client.IncompleteRead)
+        return bad_reply(url, "broke off its reply" if cut else "sent what is not HTTP")
+    return ScriptoError("network-error", text, hint)
 
 
 def parse_json(content):
@@ -871,24 +1067,34 @@ def call(ctx, target, method, path, part, body=None, hint=None):
         raise bad_reply(url, "answered with a redirect, which is not followed")
     if value is None and status < 500 and status not in (401, 429):
         raise bad_reply(url, "did not answer in the contract's JSON")
-    if status >= 300 or (value.get("success") is False and isinstance(value.get("error"), dict)):
-        raise backend_error(status, value or {}, hint)
+    if status >= 300 or value.get("success", True) is not True:
+        raise backend_error(status, value or {}, hint, target.key_source)
     if not isinstance(value.get(part), dict):
         raise bad_reply(url, f"left '{part}' out of its answer")
     return value[part]
 
 
-def backend_error(status, value, hint):
+def next_for_key(source):
+    """What to do about a key that was refused."""
+    instead = {"SCRIPTO_API_KEY": "fix or unset SCRIPTO_API_KEY, or ",
+               "--api-key": "pass another --api-key, or "}
+    return instead.get(source, "") + NEXT_SIGN_IN
+
+
+def backend_error(status, value, hint, key_source=None):
     """Word for word, gaps filled by the status."""
-    by_status = {401: "unauthenticated", 404: "not-found", 429: "resource-exhausted"}
+    by_status = {401: "unauthenticated", 403: "permission-denied", 404: "not-found",
+                 429: "resource-exhausted"}
     error = value["error"] if isinstance(value.get("error"), dict) else {}
     code = by_status.get(status, "internal" if status >= 500 else "invalid-argument")
-    code = text_of(error, "code") or code
+    code = masked(text_of(error, "code")) or ("invalid-response" if status < 300 else code)
     refusal = "The backend refused the key." if code == "unauthenticated" else ""
     message = text_of(error, "message") or refusal or f"The backend answered HTTP {status}."
-    usual = {"unauthenticated": NEXT_SIGN_IN, "internal": NEXT_RETRY,
+    usual = {"unauthenticated": next_for_key(key_source), "internal": NEXT_RETRY,
              "resource-exhausted": NEXT_RETRY, "invalid-argument": hint}
-    next_action = text_of(error, "nextAction") or usual.get(code) or NEXT_DOCTOR
+    next_action = masked(text_of(error, "nextAction"))
+    if not next_action or next_action == NEXT_SIGN_IN:
+        next_action = usual.get(code) or next_action or NEXT_DOCTOR
     return ScriptoError(code, message, next_action, status)
 
 
@@ -897,63 +1103,96 @@ def backend_error(status, value, hint):
 # for a person).
 
 
-def cmd_login_request(ctx, args):
-    email = check_email(args.email, "login-request")
-    target, hint = resolve(ctx, args, with_key=False), NEXT_EMAIL + "login-request"
+def request_code(ctx, target, email, command="login-request"):
+    """Has the backend mail a code. An email that it does not take is that command's error."""
+    hint = NEXT_EMAIL + command
     data = call(ctx, target, "POST", "/api/cli/login-request", "data", {"email": email}, hint)
     if data.get("ok") is not True:
         raise bad_reply(target.base_url, "did not say that a code was sent")
-    then = f"scripto auth login-complete --email {shell_word(email)} --code <6-digit-code>"
+
+
+def cmd_login_request(ctx, args):
+    email = check_email(args.email, "login-request")
+    target = resolve(ctx, args, with_key=False)
+    request_code(ctx, target, email)
+    then = f"scripto auth login-complete{flagged('--email', email)} --code <6-digit-code>"
     chosen = (("--api-url", args.api_url), ("--profile", args.profile))
-    flags = "".join(f" {flag} {shell_word(value)}" for flag, value in chosen if value)
+    flags = "".join(flagged(flag, value) for flag, value in chosen if value)
     if flags:
         warn(ctx, f"the code is good at {target.base_url} only: add{flags} there too")
     lines = ["✓ Sign-in code sent to " + email, "", "  Then run:", "    " + then]
     return {"ok": True, "email": email, "nextAction": then + flags}, lines
 
 
-def cmd_login_complete(ctx, args):
-    """What can fail on this machine is tried first: a code is good for one key."""
-    email = check_email(args.email, "login-complete")
-    code = check_code(read_line(ctx, "Code: ") if args.code == "-" else args.code)
-    body = {"email": email, "otp": code}
-    if args.name is not None:
-        body["name"] = check_key_name(args.name)
-    check_profile_name(args.profile_name)
-    target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
-    state = file.change()
+def keep_key(prepared, identity):
+    """The profile's name. If the key is not in the file after all, the error hands it over, this
+    once, with the name that was free before: its code is spent."""
+    file, base_url = prepared.file, prepared.target.base_url
+    values = prepared.profile_name, identity, base_url
     try:
-        data = call(ctx, target, "POST", "/api/cli/login-complete", "data", body, NEXT_CODE)
-    except ScriptoError as error:
-        if error.code in ("network-error", "invalid-response"):  # it may have been heard
-            error.next_action += "; if the code is used up by now, " + NEXT_CODE
-        raise
-    if not is_key(data.get("apiKey")):
-        raise bad_reply(target.base_url, "sent no key")
-    identity = {name: text_of(data, name) for name in IDENTITY if text_of(data, name)}
-    identity.setdefault("email", email)
-    name = keep_key(file, state, args.profile_name, identity, target.base_url)
-    lines = ["✓ Signed in", "", "  Email:    " + identity["email"]]
-    return stored(name, identity, target.base_url, lines)
-
-
-def keep_key(file, state, named, identity, base_url):
-    """The profile's name. If the key cannot be stored after all, the error hands it over, this
-    once, with the name that was free in that state: its code is spent."""
-    try:
-        return file.change(store_profile, named, identity, base_url)["activeProfile"]
+        return file.change(store_profile, *values)["activeProfile"]
     except (ScriptoError, KeyboardInterrupt) as error:
-        store_profile(state, named, identity, base_url)
-        flags = (f"--api-key {shell_word(identity['apiKey'])} --profile-name "
-                 f"{state['activeProfile']} --api-url {shell_word(base_url)}")
+        try:
+            profiles = file.read()["profiles"]
+        except ScriptoError:
+            profiles = {}
+        for name, profile in profiles.items():
+            if profile.get("apiKey") == identity["apiKey"]:
+                return name  # all was done but for the last flush
+        store_profile(prepared.state, *values)
+        command = "scripto config set" + flagged("--api-key", identity["apiKey"]) + flagged(
+            "--api-url", base_url) + flagged("--profile-name", prepared.state["activeProfile"])
         raise blocked(f"Signed in, but the key could not be stored. {error}",
-                      "store it with: scripto config set " + flags)
+                      "store it with: " + command)
 
 
 def stored(name, identity, base_url, lines):
     data = dict(identity, profile=name, active=True, baseUrl=base_url, apiKey=MASKED_KEY)
     lines += [f"  Profile:  {name} (now active)", "  API key:  " + MASKED_KEY]
     return data, lines + ["", "  Try it:  scripto whoami"]
+
+
+SignIn = collections.namedtuple("SignIn", "email key_name profile_name target file state")
+
+
+def prepare_sign_in(ctx, args, command):
+    """A SignIn, all that can fail on this machine tried: a code is good for one key. `state` is
+    what the profile file holds."""
+    email = check_email(args.email, command)
+    key_name = args.name if args.name is None else check_key_name(args.name)
+    check_profile_name(args.profile_name)
+    target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
+    return SignIn(email, key_name, args.profile_name, target, file, file.rehearse())
+
+
+def complete_sign_in(ctx, prepared, code):
+    """Buys a key with the code and stores it; returns (data, lines) as a command does."""
+    email, base_url = prepared.email, prepared.target.base_url
+    body = {"email": email, "otp": code}
+    if prepared.key_name is not None:
+        body["name"] = prepared.key_name
+    path, used_up = "/api/cli/login-complete", "if the code is used up by now, " + NEXT_CODE
+    try:
+        data = call(ctx, prepared.target, "POST", path, "data", body, NEXT_CODE)
+        if not is_key(data.get("apiKey")):
+            raise bad_reply(base_url, "sent no key")
+        identity = {name: text_of(data, name) for name in IDENTITY if text_of(data, name)}
+        identity.setdefault("email", email)
+        name = keep_key(prepared, identity)
+    except KeyboardInterrupt:
+        raise ScriptoError("cancelled", "Interrupted.", "run it again; " + used_up)
+    except ScriptoError as error:  # it may have been heard
+        if error.code in ("network-error", "invalid-response") or error.http_status == 504:
+            error.next_action += "; " + used_up
+        raise
+    lines = ["✓ Signed in", "", "  Email:    " + identity["email"]]
+    return stored(name, identity, base_url, lines)
+
+
+def cmd_login_complete(ctx, args):
+    check_email(args.email, "login-complete")  # the first that is wrong is named first
+    code = check_code(read_line(ctx, "Code: ") if args.code == "-" else args.code)
+    return complete_sign_in(ctx, prepare_sign_in(ctx, args, "login-complete"), code)
 
 
 def cmd_whoami(ctx, args):
@@ -995,6 +1234,9 @@ def listed(state):
 def warn_of_environment(ctx):
     if ctx.env.get("SCRIPTO_API_KEY"):
         warn(ctx, "SCRIPTO_API_KEY is set and overrides the key of every profile")
+    if ctx.env.get("SCRIPTO_PROFILE"):
+        name = readable(ctx.env["SCRIPTO_PROFILE"])
+        warn(ctx, f"SCRIPTO_PROFILE is set: profile {name} is in force, whichever is active")
 
 
 def cmd_use(ctx, args):
@@ -1002,8 +1244,8 @@ def cmd_use(ctx, args):
     state = file.read()
     if args.name is not None:
         find_profile(state, args.name)  # a refusal comes before anything is touched
-        state = file.change(dict.update, {"activeProfile": args.name})
-        warn_of_environment(ctx)
+        state = file.change(activate, args.name)
+    warn_of_environment(ctx)
     rows, lines = listed(state)
     lines = [f"✓ Profile {args.name} is now active"] if args.name else lines
     return {"activeProfile": state.get("activeProfile"), "profiles": rows}, lines
@@ -1012,17 +1254,18 @@ def cmd_use(ctx, args):
 def cmd_logout(ctx, args):
     file = ProfileFile(ctx)
     state = file.read()
-    name = args.name if args.name is not None else state.get("activeProfile")
+    active = state.get("activeProfile")
+    name = named_profile(ctx, args.name) or active
     if name is None:
         raise ScriptoError("not-found", "No profile is active.", NEXT_SIGN_IN)
     backend = url_of(find_profile(state, name))
-    active = file.change(remove_profiles, [name])["activeProfile"]
+    left = file.change(remove_profiles, [name])["activeProfile"]
     lines = [f"✓ Signed out: profile {name} is removed from this machine",
              "  Its key is not revoked: copies of it still work at " + backend]
-    if active and name == state.get("activeProfile"):
-        lines.append(f"  Profile {active} is now active")
+    if left and name == active:
+        lines.append(f"  Profile {left} is now active")
     warn_of_environment(ctx)
-    return {"removed": name, "revoked": False, "activeProfile": active}, lines
+    return {"removed": name, "revoked": False, "activeProfile": left}, lines
 
 
 def cmd_config_set(ctx, args):
@@ -1047,8 +1290,14 @@ def cmd_config_set(ctx, args):
 
 
 def cmd_config_show(ctx, args):
-    file = ProfileFile(ctx)
-    state = file.read()
+    shown, state = "none", {"profiles": {}}
+    try:
+        file = ProfileFile(ctx)
+        shown, state = file.shown, file.read()
+    except Unreachable:
+        if not key_is_given(ctx, args):
+            raise
+    warn_of_environment(ctx)
     if args.profile is not None:
         find_profile(state, args.profile)
     rows, lines = listed(state)
@@ -1056,8 +1305,8 @@ def cmd_config_show(ctx, args):
         if state["profiles"][row["name"]].get("apiKey"):
             row["apiKey"] = MASKED_KEY
             lines[at] += "  " + MASKED_KEY
-    data = {"path": file.shown, "profiles": rows}
-    lines = ["Profile file: " + file.shown, ""] + lines + [""]
+    data = {"path": shown, "profiles": rows}
+    lines = ["Profile file: " + shown, ""] + lines + [""]
     try:
         target = resolve(ctx, args)
     except ScriptoError as error:
@@ -2169,24 +2418,40 @@ def cmd_users_remove(ctx, args):
     return {"removed": email}, [f"✓ Removed: {email}, with every key"]
 
 
+def demo_needs():
+    """(this program's file, a temporary folder)."""
+    import tempfile  # lazy
+
+    program = os.path.abspath(globals().get("__file__", "scripto.py"))
+    if not os.path.isfile(program):  # but standard input, or inside a zip file
+        raise blocked("The demo runs this program's file, and there is none.",
+                      "save it as scripto.py, and run: python3 scripto.py demo")
+    try:
+        return program, tempfile.TemporaryDirectory(prefix="scripto-demo-")
+    except OSError as error:
+        raise blocked(f"There is no temporary folder: {error.strerror}.",
+                      "set TMPDIR to a folder that can be written")
+
+
 def cmd_demo(ctx, args):
     """Real processes, HTTP and mail. Raises internal unless every step worked."""
     import sqlite3  # noqa: F401  lazy; who lacks it hears so here
     import subprocess
-    import tempfile
 
     def start(words, errors):
-        command = [sys.executable, os.path.abspath(__file__)] + words.split()
+        command = [sys.executable, program] + words.split()
         return subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=errors)
 
+    program, place = demo_needs()
     env = {k: v for k, v in ctx.env.items() if not k.startswith(("SCRIPTO_", "XDG_"))}
-    with tempfile.TemporaryDirectory(prefix="scripto-demo-") as folder:
+    with place as folder:
         env.update(HOME=folder, PYTHONIOENCODING="utf-8")
-        server = start("serve --port 0 --mail maildir:mail", subprocess.DEVNULL)
+        server = start("serve --port 0 --mail maildir:mail", subprocess.PIPE)
         try:
             first = server.stdout.readline().decode().strip()
             if not first.startswith("listening on "):
-                raise ScriptoError("internal", "The demo's backend does not start.", NEXT_DOCTOR)
+                said = " ".join(server.communicate()[1].decode("utf-8", "replace").split())
+                raise blocked(f"The demo's backend does not start: {said}", NEXT_DOCTOR)
             env["SCRIPTO_API_BASE_URL"] = first.rpartition(" ")[2]
             steps = demo_steps(start, os.path.join(folder, "mail", "new"))
         finally:
@@ -2195,7 +2460,8 @@ def cmd_demo(ctx, args):
     lines = ["A backend of its own, in a folder that is gone by now, " + first]
     for step in steps:
         lines += ["", step["command"]] + step["output"].splitlines()
-    return {"ok": True, "steps": steps}, lines + ["", "✓ All of it works on this machine"]
+    done = "✓ This is how to sign in, tried with a backend and a home of its own"
+    return {"ok": True, "steps": steps}, lines + ["", done]
 
 
 def demo_steps(start, mail):
@@ -2237,7 +2503,8 @@ class Findings(list):
             return examine(self, *values)
         except (ScriptoError, ImportError) as error:
             error = lacking(error) if isinstance(error, ImportError) else error
-            self.add(name, error.message, error.next_action, bad)
+            new = error.code == "unauthenticated"  # nobody has signed in yet
+            self.add(name, error.message, error.next_action, "warning" if new else bad)
 
 
 def examine_sqlite(found):
@@ -2253,10 +2520,12 @@ def examine_profiles(found, ctx):
     if mode & 0o077 and os.name == "posix":
         hint = "chmod 600 " + shell_word(file.path)
         found.add("mode", "others can read the profile file", hint, "warning")
-    try:
-        file.check_place()
-    except OSError as error:
-        found.add("folder", error.strerror, "set XDG_CONFIG_HOME to a folder of your own")
+    nearest = os.path.dirname(file.path)
+    while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    if not os.access(nearest, os.W_OK):
+        hint = "set XDG_CONFIG_HOME to a folder of your own"
+        found.add("folder", f"{readable(nearest)} cannot be written", hint)
 
 
 def examine_access(found, ctx, args):
@@ -2281,33 +2550,35 @@ def examine_backend(found, ctx, target):
     from email.utils import mktime_tz, parsedate_tz  # lazy
 
     url = target.base_url
-    proxy = re.sub(r"^(\w+://)?.*@", r"\1", proxy_for(url) or "none")  # without its password
-    found.add("proxy", f"{proxy} for {origin_of(url)[1]}")
+    found.add("proxy", f"{without_password(proxy_for(url) or 'none')} for {origin_of(url)[1]}")
     status, headers, body = send(ctx, "GET", url + "/api/auth/me", None, target.key)
     known = status in (200, 401) and parse_json(body)
     hint = NEXT_RETRY if status == 429 or status >= 500 else NEXT_BACKEND
     found.add("backend", f"{url} answers HTTP {status}", None if known else hint)
     if target.key and known:
         good = status == 200
-        found.add("key", "accepted" if good else "refused", None if good else NEXT_SIGN_IN)
+        found.add("key", "accepted" if good else "refused",
+                  None if good else next_for_key(target.key_source))
     try:
         off = time.time() - mktime_tz(parsedate_tz(headers.get("Date", "")))
-    except (TypeError, ValueError, OverflowError):  # no date, or none that can be
+    except (LookupError, TypeError, ValueError, OverflowError):  # no date, or none that can be
         return
-    hint = "set this machine's clock: codes live five minutes" if abs(off) > 60 else None
+    hint = "set this machine's clock: codes live a few minutes" if abs(off) > 60 else None
     found.add("clock", f"{off:+.0f} seconds against the backend's", hint, "warning")
 
 
 def cmd_doctor(ctx, args):
-    found, target = Findings(), None
+    found = Findings()
     found.add("python", f"{sys.version.split()[0]} at {sys.executable}")
     found.check("sqlite", examine_sqlite, bad="warning")  # which only serve needs
-    found.check("profiles", examine_profiles, ctx)
-    try:
-        target = found.check("access", examine_access, ctx, args)
-        target = target or resolve(ctx, args, with_key=False)
-    except ScriptoError:
-        pass  # "access" has said it
+    bad = "warning" if key_is_given(ctx, args) else "error"
+    found.check("profiles", examine_profiles, ctx, bad=bad)
+    target = found.check("access", examine_access, ctx, args)
+    if not target:  # "access" has said why
+        try:
+            target = resolve(ctx, args, with_key=False)
+        except (ScriptoError, ImportError):
+            pass
     if target:
         bad = "error" if target.base_url.startswith("https") else "warning"
         found.check("tls", examine_tls, bad=bad)
@@ -2329,8 +2600,8 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--code": ("CODE", "the six-digit code; - reads standard input"),
     "--name": ("NAME", "what to call the new key"),
     "--profile-name": ("NAME", "what to call the profile (else made from the email)"),
-    "--api-url": ("URL", "the backend (else SCRIPTO_API_BASE_URL, the profile's, production)"),
-    "--profile": ("NAME", "the profile (else the active one)"),
+    "--api-url": ("URL", f"the backend (else SCRIPTO_API_BASE_URL, the profile's, {BASE_URL})"),
+    "--profile": ("NAME", "the profile (else SCRIPTO_PROFILE, the active one)"),
     "--api-key": ("KEY", "the key (else SCRIPTO_API_KEY, the profile's); - reads standard input"),
     "--yes": (None, "do not ask"),
     "--host": ("ADDRESS", "where to listen (127.0.0.1)"),
@@ -2413,7 +2684,7 @@ def parser_for(name):
             more["action"] = "append"
         if word in ("name", "email", "--email", "--code"):
             more["nargs"] = "?"  # the command itself says what is missing
-        parser.add_argument(word, help=purpose, **more)
+        parser.add_argument(word, help=purpose.replace("%", "%%"), **more)
     if "--" in words:
         parser.usage = parser.format_usage()[len("usage: ") :].rstrip() + " [-- COMMAND ...]"
     return parser
@@ -2436,6 +2707,7 @@ def unknown(kind, word, known, before, otherwise):
     except ImportError:  # in a minimal Python: then without a suggestion
         alike = []
     hint = f"did you mean: {before}{alike[0]}" if alike else otherwise
+    word = word.partition("=")[0] if word.startswith("-") else word  # not a secret behind it
     return refused(f"Unknown {kind} '{word}'.", hint)
 
 
@@ -2482,11 +2754,8 @@ def run(ctx, words):
     return COMMANDS[name].work(ctx, args)
 
 
-def main(argv=None):
-    """Returns the exit status. The one edge: what is raised below becomes output here."""
-    words = sys.argv[1:] if argv is None else argv
-    ctx = Context(False, COMMANDS, OPTIONS)  # run() finds out about --json
-    ctx.umask = os.umask(0o077)  # what is made here holds keys, codes and hashes: nobody else's
+def status_of(ctx, words):
+    """The exit status. The one edge: what is raised below becomes output here."""
     try:
         reply = run(ctx, words)
         return show(ctx, *reply) if isinstance(reply, tuple) else reply or 0  # else a status
@@ -2501,9 +2770,24 @@ def main(argv=None):
             say(ctx, "")  # what was typed stands on the line
         return show_error(ctx, ScriptoError("cancelled", "Interrupted.", "run it again"))
     except Exception as error:
-        text = f"A bug in scripto: {bug(error)}."
-        return show_error(ctx, ScriptoError("internal", text, "report it, with this line"))
+        text, hint = f"A bug in scripto: {bug(error)}.", "report it, with this line, at "
+        return show_error(ctx, ScriptoError("internal", text, hint + PRODUCTION_URL))
+
+
+def main(argv=None):
+    """With words of its own it returns the exit status; by itself it exits with that, so that the
+    start of a zip file need not know."""
+    words = sys.argv[1:] if argv is None else argv
+    ctx = Context(False, COMMANDS, OPTIONS)  # run() finds out about --json
+    ctx.umask = os.umask(0o077)  # what is made here holds keys, codes and hashes
+    try:
+        status = status_of(ctx, words)
+    finally:
+        os.umask(ctx.umask)
+    if argv is None:
+        sys.exit(status)
+    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1048,7 +1048,7 @@ def test_a_fault_of_the_backend_is_a_500_and_logged(backend):
     (line,) = [line for line in backend.log().splitlines() if "fault" in line]
     assert "/api/keys 500" in line and "no such table: keys" in line and key not in line
     lines = pathlib.Path(PROGRAM).read_text().splitlines()
-    numbers = re.findall(r"\d+", line.rpartition(" at line ")[2])
+    numbers = re.findall(r"\d+", line.rpartition(", by line ")[2])
     named = [lines[int(number) - 1] for number in numbers]
     assert any("def " not in text and "user_of(" in text for text in named), named
     assert answers_at_once(backend)

@@ -16,13 +16,14 @@ KEY = "scripto_" + "k" * 43
 EXIT = {
     "invalid-argument": 2, "unauthenticated": 4, "not-found": 1, "failed-precondition": 1,
     "resource-exhausted": 3, "internal": 3, "network-error": 3, "invalid-response": 1,
-    "cancelled": 130,
+    "cancelled": 130, "permission-denied": 1,
 }  # fmt: skip
 
 PASS_EMAIL = "Pass --email <your-email> to: scripto auth "
 REQUEST_CODE = "request a new code with: scripto auth login-request"
 RETRY = "retry shortly"
 SIGN_IN = "sign in with: scripto auth login-request --email <your-email>"
+OTHER_KEY = "pass another --api-key, or " + SIGN_IN
 
 LOGIN_REQUEST = ["auth", "login-request", "--email", EMAIL]
 LOGIN_COMPLETE = ["auth", "login-complete", "--email", EMAIL, "--code", "123456"]
@@ -55,6 +56,11 @@ def check_failure(scripto, words, code, next_action=None, exit_status=None, **ru
 @pytest.fixture
 def newest(tmp_path):
     return Scripto(PYTHONS[-1], tmp_path / "home")
+
+
+def stores_nothing(scripto):
+    """What was tried before the request may have made the file."""
+    return not scripto.config.exists() or scripto.state() == {"profiles": {}}
 
 
 @pytest.fixture
@@ -243,9 +249,11 @@ REMOTE = {
     "400 elsewhere": ("whoami", failure(400, "invalid-argument"), "invalid-argument", None),
     "400 with no code": ("login-complete", http_reply({"error": "Bad Request"}, 400),
                          "invalid-argument", REQUEST_CODE),
-    "401 key refused": ("whoami", UNAUTHORIZED, "unauthenticated", SIGN_IN),
-    "401 in an envelope": ("whoami", failure(401, "unauthenticated"), "unauthenticated", SIGN_IN),
-    "401 and no JSON": ("whoami", http_reply(HTML, 401), "unauthenticated", SIGN_IN),
+    "401 key refused": ("whoami", UNAUTHORIZED, "unauthenticated", OTHER_KEY),
+    "401 in an envelope": ("whoami", failure(401, "unauthenticated"), "unauthenticated", OTHER_KEY),
+    "401 and no JSON": ("whoami", http_reply(HTML, 401), "unauthenticated", OTHER_KEY),
+    "403 with no code": ("login-request", http_reply({"error": "No"}, 403),
+                         "permission-denied", None),
     "404": ("whoami", failure(404, "not-found"), "not-found", None),
     "404 with no code": ("login-request", http_reply({"error": "Not Found"}, 404),
                          "not-found", None),
@@ -285,7 +293,7 @@ def test_a_code_that_could_not_be_sent(newest, start_backend, nobody):
 
 
 def test_a_key_that_the_backend_does_not_know(newest, backend):
-    check_failure(newest, [*WHOAMI, "--api-url", backend.url], "unauthenticated", SIGN_IN)
+    check_failure(newest, [*WHOAMI, "--api-url", backend.url], "unauthenticated", OTHER_KEY)
 
 
 @pytest.mark.parametrize("status, exit_status", [
@@ -454,7 +462,7 @@ INCOMPLETE = [
 def test_a_reply_without_its_members(backend_says, newest, command, value):
     result = backend_says(http_reply(value), COMMANDS[command])
     assert (result.error["code"], result.status) == ("invalid-response", 1)
-    assert result.error["nextAction"] and not newest.config.exists()
+    assert result.error["nextAction"] and stores_nothing(newest)
 
 
 @pytest.mark.parametrize("command", ["login-request", "login-complete"])
@@ -462,14 +470,14 @@ def test_a_reply_without_its_members(backend_says, newest, command, value):
 def test_a_malformed_reply_to_a_sign_in(backend_says, newest, command, kind):
     result = backend_says(MALFORMED[kind], COMMANDS[command])
     assert (result.error["code"], result.status) == ("invalid-response", 1)
-    assert not newest.config.exists()
+    assert stores_nothing(newest)
 
 
 @pytest.mark.parametrize("key", [None, "", 7, ["scripto_x"], "sk_1", "scripto_a b", "scripto_a\nb"])
 def test_a_reply_with_no_key_in_it_is_not_stored(backend_says, newest, key):
     data = {"apiKey": key, "keyId": "key_1", "userId": "user_1", "email": EMAIL}
     result = backend_says(http_reply({"success": True, "data": data}), LOGIN_COMPLETE)
-    assert result.error["code"] == "invalid-response" and not newest.config.exists()
+    assert result.error["code"] == "invalid-response" and stores_nothing(newest)
 
 
 def test_an_endless_reply_is_cut_off(newest, raw_server):
@@ -499,5 +507,5 @@ def test_a_redirect_is_not_followed(newest, raw_server, command, status):
     location = "Location: %s/elsewhere" % stranger.url
     server = raw_server(http_reply(good, status, location))
     result = newest.run(*COMMANDS[command], "--api-url", server.url, "--json")
-    assert result.error["code"] == "invalid-response" and not newest.config.exists()
+    assert result.error["code"] == "invalid-response" and stores_nothing(newest)
     assert (len(server.requests), stranger.requests) == (1, [])

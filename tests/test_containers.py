@@ -1,0 +1,471 @@
+"""The profile file where homes are mounted, shared, another's or not to be had at all."""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from conftest import http_reply, wait_until
+from test_profiles import (
+    GOOD, KEY, NOWHERE, OTHER_KEY, complete, files_beside, minted, mode_of, refusal,
+    some_state, store, without_privileges,
+)  # fmt: skip
+
+SOMEBODY = 12345  # a uid that is nobody's here
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+
+
+@pytest.fixture
+def patched(tmp_path):
+    """patched(code) is an environment in which that runs first: the system as it is elsewhere."""
+
+    def make(code):
+        (tmp_path / "sitecustomize.py").write_text(code)
+        return {"PYTHONPATH": str(tmp_path)}
+
+    return make
+
+
+def mount(*words):
+    if subprocess.run(["mount", *words], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("only root can mount")
+
+
+@pytest.fixture
+def mounted(scripto, tmp_path):
+    """A profile file that is a mount of its own, as Docker and Kubernetes make them."""
+    scripto.write_config(GOOD)
+    outside = tmp_path / "outside.json"
+    outside.write_bytes(GOOD)
+    mount("--bind", str(outside), str(scripto.config))
+    yield outside
+    subprocess.run(["umount", "-l", str(scripto.config)], check=True)
+
+
+# ---- What cannot be replaced ------------------------------------------------------
+
+
+def test_a_mounted_file_is_written_in_place(scripto, mounted, backend):
+    assert scripto.sign_in(backend, "new@example.com")["profile"] == "new"
+    assert set(json.loads(mounted.read_text())["profiles"]) == {"you", "them", "new"}
+    assert not files_beside(scripto.config)
+
+
+def test_a_mounted_file_that_becomes_shorter_is_whole(scripto, mounted):
+    scripto.run("config", "clear", "--yes", "--json").data
+    assert json.loads(mounted.read_text())["profiles"] == {}
+
+
+def test_while_a_mounted_file_is_written_there_is_a_copy_of_it(scripto, mounted, patched):
+    """Killed in the middle: the file is torn, and its copy is not cleared away."""
+    env = patched(
+        "import os\n"
+        "real = os.open\n"
+        "def torn(path, flags, *more, **named):\n"
+        "    descriptor = real(path, flags, *more, **named)\n"
+        "    if str(path).endswith('config.json') and flags & os.O_WRONLY:\n"
+        "        os.ftruncate(descriptor, 7)\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return descriptor\n"
+        "os.open = torn\n")
+    assert scripto.run("use", "them", env=env).status == -signal.SIGKILL
+    for _ in range(2):
+        refusal(store(scripto), scripto.config)
+        copy, = scripto.config.parent.glob("*.tmp")
+        assert json.loads(copy.read_text())["activeProfile"] == "them"
+
+
+def test_a_file_that_cannot_be_replaced_costs_no_code(scripto, raw_server):
+    scripto.write_config(GOOD)
+    server = raw_server(minted())
+    if subprocess.run(["chattr", "+i", str(scripto.config)], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no immutable files here")
+    try:
+        refusal(scripto.run(*complete("you@example.com", "123456", server.url)), scripto.config)
+    finally:
+        subprocess.run(["chattr", "-i", str(scripto.config)], check=True)
+    assert not server.requests and scripto.config.read_bytes() == GOOD
+
+
+# ---- Homes that cannot be come by, and keys that need none ------------------------
+
+
+def closed_home(scripto):
+    scripto.write_config(GOOD)
+    scripto.home.chmod(0)
+    return {"preexec_fn": without_privileges}
+
+
+def home_that_is_a_device(scripto):
+    return {"env": {"HOME": "/dev/null"}}
+
+
+@pytest.mark.parametrize("how", (closed_home, home_that_is_a_device))
+def test_a_key_that_is_given_needs_no_home(how, scripto, raw_server):
+    start = how(scripto)
+    server = raw_server(http_reply({"user": {"id": "user_1", "email": "", "name": ""}}))
+    env = dict(start.pop("env", {}), SCRIPTO_API_KEY=KEY)
+    assert scripto.run("auth", "token", env=env, **start).out == KEY + "\n"
+    shown = scripto.run("config", "show", "--json", env=env, **start).data
+    assert shown["key"]["source"] == "SCRIPTO_API_KEY"
+    user = scripto.run("whoami", "--json", "--api-url", server.url, env=env, **start).data
+    assert user["keySource"] == "SCRIPTO_API_KEY"
+    refusal(scripto.run("auth", "token", "--json", env=dict(env, SCRIPTO_API_KEY=""), **start))
+    scripto.home.chmod(0o700)
+
+
+def test_a_broken_file_is_an_error_even_so(scripto):
+    scripto.write_config(b"{")
+    refusal(scripto.run("auth", "token", "--json", env={"SCRIPTO_API_KEY": KEY}), scripto.config)
+
+
+def test_a_relative_xdg_folder_does_not_make_a_home(scripto, tmp_path):
+    env = {"HOME": str(tmp_path / "gone"), "XDG_CONFIG_HOME": "relative"}
+    refusal(store(scripto, env=env))
+    assert not (tmp_path / "gone").exists()
+
+
+# ---- Folders that are shared ------------------------------------------------------
+
+
+@as_root
+def test_a_folder_that_cannot_be_tightened_is_a_warning(scripto, tmp_path):
+    """As a volume of root's with mode 0777: the system lets one write there, and no more."""
+    folder = scripto.config.parent
+    folder.mkdir(parents=True)
+    os.chown(str(folder), SOMEBODY, SOMEBODY)
+    folder.chmod(0o777)
+    run = store(scripto, preexec_fn=without_privileges)
+    assert run.data["profile"] == "new" and str(folder) in run.err
+
+
+@as_root
+@pytest.mark.parametrize("words", (["whoami"], ["auth", "token"], ["use"], ["config", "show"]))
+def test_a_file_that_somebody_else_planted_is_not_trusted(scripto, raw_server, words):
+    """It would have the key of the environment sent to a backend of theirs."""
+    server = raw_server(http_reply({"user": {"id": "user_1"}}))
+    state = some_state()
+    state["profiles"]["you"]["baseUrl"] = server.url
+    scripto.write_config(state)
+    scripto.config.chmod(0o644)
+    os.chown(str(scripto.config), SOMEBODY, SOMEBODY)
+    result = scripto.run(*words, "--json", env={"SCRIPTO_API_KEY": KEY})
+    assert str(SOMEBODY) in refusal(result, scripto.config)["message"] and not server.requests
+
+
+# ---- Root in somebody else's home -------------------------------------------------
+
+
+@pytest.fixture
+def guest(scripto):
+    """Root in an empty home of somebody else's."""
+    if os.geteuid():
+        pytest.skip("only root can be such a guest")
+    os.chown(str(scripto.home), SOMEBODY, SOMEBODY)
+    return scripto
+
+
+def owners(folder):
+    return {each.lstat().st_uid for each in folder.rglob("*")}
+
+
+def test_what_a_guest_makes_is_given_to_the_owner(guest, backend):
+    guest.sign_in(backend)
+    assert owners(guest.home) == {SOMEBODY}
+    found = {each.name for each in guest.home.rglob("*")}
+    assert found == {".config", "scripto", "config.json", "config.json.lock"}
+    assert mode_of(guest.config) == 0o600 and mode_of(guest.config.parent) == 0o700
+    assert guest.run("use", "you").status == 0
+    assert guest.run("whoami", "--json").data["user"]["email"] == "you@example.com"
+
+
+def test_a_folder_that_root_made_there_before_is_no_obstacle(guest):
+    guest.config.parent.parent.mkdir()
+    assert store(guest).status == 0
+    assert guest.config.parent.parent.stat().st_uid == 0
+    assert owners(guest.config.parent.parent) == {SOMEBODY}
+
+
+def test_forty_guests_at_once_lose_nothing(guest):
+    words = ["config", "set", "--api-key", KEY, "--profile-name"]
+    running = [guest.start(*words, "p%d" % number) for number in range(40)]
+    assert [process.communicate() and process.returncode for process in running] == [0] * 40
+    assert len(guest.state()["profiles"]) == 40 and owners(guest.home) == {SOMEBODY}
+
+
+LINKS = (".config", ".config/scripto", ".config/scripto/config.json",
+         ".config/scripto/config.json.lock")
+
+
+@pytest.mark.parametrize("place", LINKS)
+def test_a_guest_follows_no_link(guest, place, tmp_path):
+    """A link there leads to what root has elsewhere, in a folder that is root's alone."""
+    precious = tmp_path / "precious"
+    (precious / "scripto").mkdir(parents=True)
+    target = precious if place == ".config" else precious / "scripto"
+    for name in ("config.json", "config.json.lock"):
+        (precious / "scripto" / name).write_bytes(GOOD)
+    if place.endswith(("json", "lock")):
+        target = target / "config.json"
+    link = guest.home / place
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target)
+    refusal(store(guest))
+    for each in (precious / "scripto").iterdir():
+        assert each.read_bytes() == GOOD and each.stat().st_uid == 0
+    assert {each.name for each in (precious / "scripto").iterdir()} <= {
+        "config.json", "config.json.lock"}
+
+
+SWAP = """
+import os, sys
+folder, spare, target = sys.argv[1:]
+while True:
+    try:
+        os.rename(folder, spare)
+        os.symlink(target, folder)
+        os.unlink(folder)
+        os.rename(spare, folder)
+    except OSError:
+        pass
+"""
+
+
+def test_a_guest_loses_no_race_against_a_link(guest, tmp_path):
+    """The owner swaps the folder for a link to root's, again and again."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    store(guest).data
+    folder = str(guest.config.parent)
+    command = [sys.executable, "-c", SWAP, folder, folder + ".spare", str(precious)]
+    swapper = subprocess.Popen(command)
+    try:
+        statuses = [store(guest, "p%d" % number).status for number in range(25)]
+    finally:
+        swapper.kill()
+        swapper.wait()
+    assert set(statuses) <= {0, 1} and os.listdir(str(precious)) == []
+
+
+# ---- File systems that lack something ---------------------------------------------
+
+NO_LOCKS = """
+import errno, fcntl
+def flock(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock = flock
+"""
+
+
+def test_without_locks_nothing_is_lost_either(scripto, patched):
+    """NFS without a lock daemon; readers see a whole file at every moment."""
+    env, done, seen = patched(NO_LOCKS), threading.Event(), []
+    scripto.write_config(some_state())
+
+    def look():
+        while not done.is_set():
+            seen.append(len(scripto.state()["profiles"]))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    words = ["config", "set", "--api-key", KEY, "--profile-name"]
+    running = [scripto.start(*words, "p%d" % number, env=env) for number in range(40)]
+    statuses = [process.communicate() and process.returncode for process in running]
+    done.set()
+    reader.join()
+    assert statuses == [0] * 40 and len(scripto.state()["profiles"]) == 42
+    assert min(seen) >= 2 and not files_beside(scripto.config)
+
+
+def test_without_locks_what_died_holding_one_is_named(scripto, patched, tmp_path):
+    source = pathlib.Path(store.__globals__["conftest"].PROGRAM).read_text(encoding="utf-8")
+    impatient = tmp_path / "impatient.py"
+    impatient.write_text(source.replace("LOCK_SECONDS = 30", "LOCK_SECONDS = 0.3"))
+    scripto.write_config(GOOD)
+    held = scripto.config.with_name("config.json.held")
+    held.write_text("")
+    error = refusal(store(scripto, env=patched(NO_LOCKS), program=str(impatient)), scripto.config)
+    assert str(held) in error["message"] and scripto.config.read_bytes() == GOOD
+
+
+def test_a_folder_that_cannot_be_flushed_is_no_error(scripto, patched):
+    env = patched(
+        "import errno, os, stat\n"
+        "real = os.fsync\n"
+        "def fsync(descriptor):\n"
+        "    if stat.S_ISDIR(os.fstat(descriptor).st_mode):\n"
+        "        raise OSError(errno.EINVAL, 'Invalid argument')\n"
+        "    real(descriptor)\n"
+        "os.fsync = fsync\n")
+    assert store(scripto, env=env).data["profile"] == "new"
+
+
+def test_the_content_is_flushed_before_the_rename_and_the_folder_after(scripto, patched):
+    """What was answered survives a power cut."""
+    env = patched(
+        "import os, stat, sys\n"
+        "fsync, replace = os.fsync, os.replace\n"
+        "def flushing(descriptor):\n"
+        "    status = os.fstat(descriptor)\n"
+        "    kind = 'folder' if stat.S_ISDIR(status.st_mode) else 'file'\n"
+        "    print(kind, status.st_size > 100, file=sys.stderr)\n"
+        "    fsync(descriptor)\n"
+        "def replacing(*names, **more):\n"
+        "    print('rename', file=sys.stderr)\n"
+        "    replace(*names, **more)\n"
+        "os.fsync, os.replace = flushing, replacing\n")
+    run = scripto.run("config", "set", "--api-key", KEY, env=env)
+    assert [line.split()[0] for line in run.err.splitlines()] == ["file", "rename", "folder"]
+    assert run.err.startswith("file True")
+
+
+def test_a_short_read_is_read_on(scripto, patched):
+    """As on a network file system, or after a signal."""
+    scripto.write_config(some_state(filler="x" * 300000))
+    env = patched(
+        "import io, os\n"
+        "class Short(io.FileIO):\n"
+        "    def readinto(self, room):\n"
+        "        return super().readinto(memoryview(room)[:1000])\n"
+        "    def readall(self):\n"
+        "        return self.read(1000)\n"
+        "real = open\n"
+        "def opened(file, mode='r', *more, **named):\n"
+        "    if mode != 'rb' or not isinstance(file, int):\n"
+        "        return real(file, mode, *more, **named)\n"
+        "    short = Short(file, mode)\n"
+        "    return short if named.get('buffering') == 0 else io.BufferedReader(short)\n"
+        "import builtins\n"
+        "builtins.open = opened\n")
+    assert len(scripto.run("use", "--json", env=env).data["profiles"]) == 2
+
+
+# ---- Members and names ------------------------------------------------------------
+
+
+def test_numbers_that_are_not_ours_keep_their_digits(scripto):
+    numbers = '{"a": 1.10, "b": 1E400, "c": 0.1000000000000000055511151231257827, "d": -0.0, "e": %s}'
+    numbers %= "9" * 5000
+    scripto.write_config('{"profiles": {"you": {"apiKey": "%s"}}, "x": %s}' % (KEY, numbers))
+    for _ in range(2):
+        scripto.run("use", "you", "--json").data
+    text = "".join(scripto.config.read_text().split())
+    assert "".join(numbers.split()) in text
+
+
+def test_a_dangling_active_profile_never_means_production(scripto, raw_server):
+    scripto.write_config(some_state(activeProfile="gone"))
+    email = ["auth", "login-request", "--email", "you@example.com", "--json"]
+    for words in (["whoami", "--json"], ["auth", "token", "--json"], email):
+        error = scripto.run(*words, env={"HTTPS_PROXY": NOWHERE}).error
+        assert error["code"] == "not-found" and "gone" in error["message"], words
+    error = scripto.run("whoami", "--json", env={"SCRIPTO_API_KEY": KEY}).error
+    assert error["code"] == "not-found"
+    assert scripto.run("use", "you").status == 0
+
+
+def test_use_beside_logout_leaves_no_dangling_profile(scripto, patched):
+    """The profile goes between the first look at it and the lock."""
+    scripto.write_config(some_state())
+    env = patched(
+        "import fcntl, json\n"
+        "real = fcntl.flock\n"
+        "def flock(*words):\n"
+        "    real(*words)\n"
+        "    path = %r\n"
+        "    state = json.load(open(path))\n"
+        "    state['profiles'].pop('them', None)\n"
+        "    json.dump(state, open(path, 'w'))\n"
+        "fcntl.flock = flock\n" % str(scripto.config))
+    assert scripto.run("use", "them", "--json", env=env).error["code"] == "not-found"
+    assert scripto.state()["activeProfile"] == "you"
+
+
+def test_a_second_key_without_a_name_does_not_replace_the_first(scripto):
+    for key in (KEY, OTHER_KEY, OTHER_KEY):
+        scripto.run("config", "set", "--api-key", key, "--json").data
+    stored = {name: each["apiKey"] for name, each in scripto.state()["profiles"].items()}
+    assert stored == {"default": KEY, "default-2": OTHER_KEY}
+
+
+def test_a_new_key_by_hand_keeps_nothing_of_whom_the_old_one_was(scripto):
+    state = some_state()
+    state["profiles"]["you"].update(keyId="key_1", note="mine")
+    scripto.write_config(state)
+    store(scripto, "you").data
+    profile = scripto.state()["profiles"]["you"]
+    assert profile["apiKey"] == OTHER_KEY and profile["note"] == "mine"
+    assert not set(profile) & {"email", "userId", "keyId"}
+
+
+# ---- A code that may be spent -----------------------------------------------------
+
+
+def interrupted(scripto, url, started):
+    process = scripto.start(*complete("you@example.com", "123456", url))
+    assert started.wait(20)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert b"Traceback" not in err
+    return process.returncode, json.loads(out.decode())["error"]
+
+
+def test_ctrl_c_while_a_code_is_tried_says_that_it_may_be_spent(scripto, raw_server):
+    asked, done = threading.Event(), threading.Event()
+
+    def answer(connection):
+        asked.set()
+        done.wait(20)
+
+    status, error = interrupted(scripto, raw_server(answer).url, asked)
+    done.set()
+    assert (status, error["code"]) == (130, "cancelled")
+    assert "used up" in error["nextAction"] and "auth login-request" in error["nextAction"]
+
+
+@pytest.mark.parametrize("reply", [
+    http_reply(b"gateway time-out", 504), http_reply({"success": True, "data": {}}),
+    http_reply({"success": True, "data": {"apiKey": "sk_1"}}), http_reply(b"<html>"), b"",
+], ids=["504", "no key", "no key of ours", "html", "nothing"])  # fmt: skip
+def test_an_answer_that_may_have_cost_the_code_says_so(scripto, raw_server, reply):
+    words = complete("you@example.com", "123456", raw_server(reply).url)
+    assert "used up" in scripto.run(*words).error["nextAction"]
+
+
+@pytest.mark.parametrize("status", (400, 429))
+def test_one_that_did_not_says_nothing_of_it(scripto, raw_server, status):
+    words = complete("you@example.com", "123456", raw_server(http_reply({}, status)).url)
+    assert "used up" not in scripto.run(*words).error["nextAction"]
+
+
+def test_ctrl_c_at_the_last_flush_does_not_disown_a_key_that_is_stored(scripto, raw_server, patched):
+    """The second flush of a folder is the one after the key was stored."""
+    flag = scripto.home / "flushing"
+    env = patched(
+        "import os, stat, time\n"
+        "real, seen = os.fsync, []\n"
+        "def fsync(descriptor):\n"
+        "    real(descriptor)\n"
+        "    if stat.S_ISDIR(os.fstat(descriptor).st_mode):\n"
+        "        seen.append(1)\n"
+        "        if len(seen) == 2:\n"
+        "            open(%r, 'w').close()\n"
+        "            time.sleep(30)\n"
+        "os.fsync = fsync\n" % str(flag))
+    words = complete("you@example.com", "123456", raw_server(minted()).url)
+    process = scripto.start(*words, env=env)
+    wait_until(flag.exists, what="the last flush")
+    process.send_signal(signal.SIGINT)
+    out = process.communicate(timeout=20)[0].decode()
+    assert KEY not in out and scripto.state()["profiles"]["you"]["apiKey"] == KEY
+    assert json.loads(out)["success"] is True and process.returncode == 0
+
+
+@pytest.mark.parametrize("words", (["use", "nobody"], ["logout", "nobody"]), ids=" ".join)
+def test_a_profile_that_is_not_there_makes_no_file(scripto, words):
+    assert scripto.run(*words, "--json").error["code"] == "not-found"
+    assert list(scripto.home.iterdir()) == []
