@@ -359,7 +359,7 @@ def test_a_bug_names_file_and_line_and_the_line_here_that_led_there(newest, tmp_
     error = newest.run("whoami", "--nonsense", "--json", env=env).error
     assert error["code"] == "internal" and "hunter2" not in json.dumps(error)
     assert "ValueError at sitecustomize.py:5" in error["message"]
-    line = int(error["message"].rpartition("line ")[2].rstrip("."))
+    line = int(re.findall(r"\d+", error["message"])[-1])
     source = pathlib.Path(conftest.PROGRAM).read_text(encoding="utf-8").splitlines()
     assert "get_close_matches" in source[line - 1] and "https://" in error["nextAction"]
 
