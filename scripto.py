@@ -197,6 +197,15 @@ def say(ctx, *lines, end="\n"):
         pass
 
 
+def progress(ctx, text):
+    """One line at a terminal, which the next one takes the place of."""
+    if is_terminal(ctx.stderr):
+        try:
+            emit(ctx.stderr, f"\r{text:50}\r")
+        except OSError:
+            pass
+
+
 def warn(ctx, text):
     """Once for each text."""
     if text not in ctx.warned:
@@ -239,6 +248,37 @@ def read_line(ctx, prompt, secret=False):
     except (OSError, EOFError, UnicodeDecodeError):  # not for reading, gone, or no text
         return ""
     return line.decode("utf-8", "replace").rstrip("\r\n")
+
+
+def next_bytes(ctx):
+    """What has come on standard input, b"" at its end. Past the buffer: Python cannot end well
+    while a thread waits in there."""
+    return os.read(ctx.stdin.fileno(), 64 << 10) if ctx.stdin else b""
+
+
+def in_time(ctx, give_up, work, *values):
+    """What that returns or raises; None once the time is over. In a thread, since no time-out ends
+    a name look-up, a read or a server that dribbles. At a terminal a line counts the seconds."""
+    import threading  # lazy
+
+    outcome = []
+
+    def attempt():
+        try:
+            outcome.append((work(*values), None))
+        except Exception as error:  # it is the caller's, and is raised there
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    while thread.is_alive() and time.monotonic() < give_up:
+        progress(ctx, f"Waiting for the code: {give_up - time.monotonic():.0f} seconds left")
+        thread.join(0.2)
+    progress(ctx, "")
+    result, error = (outcome or [(None, None)])[0]
+    if error:
+        raise error
+    return result
 
 
 # ---- Door -----------------------------
@@ -307,9 +347,9 @@ def check_key_name(text):
     return text
 
 
-def check_number(text, flag, most):
-    if not re.match(r"[0-9]{1,9}\Z", text) or int(text) > most:
-        problem = f"'{readable(text)}' is not a whole number from 0 to {most}."
+def check_number(text, flag, most, least=0):
+    if not re.match(r"[0-9]{1,9}\Z", text) or not least <= int(text) <= most:
+        problem = f"'{readable(text)}' is not a whole number from {least} to {most}."
         raise refused(problem, "pass another " + flag)
     return int(text)
 
@@ -861,36 +901,344 @@ def backend_error(status, value, hint):
     return ScriptoError(code, message, next_action, status)
 
 
+# ---- Mailbox --------------------------
+# Where `auth login` finds the code. A source is a generator of {name: mail as bytes, or text}: first
+# nothing, once it knows what is there already, then what came since. Of a mail only six digits
+# leave this section: what strangers write reaches neither screen nor log.
+
+MAIL_BYTES = 1 << 20  # that are looked at of one mail, or of what a command prints
+NEXT_SOURCE = ("pass --code-from with -, cmd:COMMAND, maildir:DIR, mbox:FILE or "
+               "imaps://USER@HOST[:PORT][/FOLDER]")
+NEXT_MAIL_SERVER = "check --code-from; SSL_CERT_FILE may name who signed a certificate"
+NEXT_PASSWORD = ("check USER and SCRIPTO_MAIL_PASSWORD (or ~/.netrc); where passwords are switched "
+                 "off, make an app password or set SCRIPTO_MAIL_TOKEN to an OAuth access token")
+# The shapes of a code, in no longer number, amount, colour or path; and what the words around one,
+# which is \0 there, say of it.
+CODE_FORM = (r"(?<![^\W_])(?<![#$€£+/&@%.,-])(?<![0-9][ -])"
+             r"(?:[0-9]{6}|[0-9]{3}[ -][0-9]{3}|[0-9](?: [0-9]){5})"
+             r"(?![^\W_]|[%/@-]|[.,: -][0-9])")
+OTHER = (r"(?:order|invoice|receipt|ref(?:erence)?|ticket|case|booking|number|no|nr|id|tel|fax|phone|"
+         r"total|amount|(?:zip|postal|promo|voucher|error|area) code)")
+IS_OTHER = rf"(?i)\b{OTHER}(?: is)?\W*\0|\0 (?:is )?(?:your |the )?{OTHER}\b"
+IS_CODE = r"(?i)\b(?:pass)?code|verif|sign.?in|log.?in|one.time|\botp\b"
+
+
+def find_code(texts, tried):
+    """The six digits that are most likely a code, and none of the tried; None for none."""
+    best = 0, None
+    for text in texts:
+        text = re.sub(r"\b(?:https?://|www\.)\S+", " ", text[:MAIL_BYTES].replace("\xa0", " "))
+        for match in re.finditer(CODE_FORM, text):
+            start, end, code = match.start(), match.end(), re.sub("[ -]", "", match.group())
+            sentence = re.split(r"[.!?\n]", text[end : end + 40])[0]
+            around = text[max(0, start - 80) : start] + "\0" + sentence
+            rank = 2 if re.search(IS_CODE, around) else int(end - start == 6)
+            if code not in tried and rank > best[0] and not re.search(IS_OTHER, around):
+                best = rank, code
+    return best[1]
+
+
+def texts_of(message):
+    """Subject, plain texts, HTML: decoded, without tags and style sheets."""
+    from html import unescape  # lazy
+
+    yield str(message["subject"])
+    for kind in ("text/plain", "text/html"):
+        for part in message.walk():
+            if part.get_content_type() == kind:
+                text = part.get_content()
+                if kind == "text/html":
+                    text = "".join(re.split(r"(?i)</?(?:style|script)\b[^<>]*>", text)[::2])
+                    text = " ".join(unescape(re.sub("<[^<>]*>", " ", text)).split())
+                yield text
+
+
+def examine(content, email, tried):
+    """(whether a mail is to that email, None for a text; the code in it or None)."""
+    from email import errors, message_from_bytes, policy  # lazy
+
+    if isinstance(content, str):
+        return None, find_code([content], tried)
+    try:
+        message = message_from_bytes(content, policy=policy.default)
+        names = ("To", "Cc", "Delivered-To", "X-Original-To")
+        to = " ".join(str(each) for name in names for each in message.get_all(name, ()))
+        to_us = email.lower() in re.split(r'[\s<>,;:"()]+', to.lower())
+        return to_us, find_code(texts_of(message), tried) if to_us else None
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError,
+            errors.MessageError):  # malformed beyond the library's patience
+        return False, None
+
+
+def watch_input(ctx, place, email):
+    text, more = b"", True
+    while more:
+        yield {"standard input": text.decode("utf-8", "replace")}
+        more = next_bytes(ctx)
+        text = (text + more)[-MAIL_BYTES:]
+    raise refused("Standard input ended, and no code in it is right.", NEXT_SOURCE)
+
+
+def end_command(process):
+    """And what it started."""
+    import signal  # lazy
+
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except AttributeError:  # Windows
+        process.kill()
+    except OSError:
+        pass  # it has ended by itself
+
+
+def watch_command(ctx, command, email):
+    """Its standard error is not shown: that might quote a mail."""
+    import atexit  # lazy
+    import subprocess
+
+    env = dict(ctx.env, SCRIPTO_EMAIL=email, SCRIPTO_REQUESTED_AT=str(int(time.time())))
+    nothing, found = subprocess.DEVNULL, {}
+    while True:
+        yield found
+        with subprocess.Popen(command, shell=True, env=env, stdin=nothing, stderr=nothing,
+                              stdout=subprocess.PIPE, start_new_session=True) as process:
+            atexit.register(end_command, process)
+            output = process.stdout.read(MAIL_BYTES).decode("utf-8", "replace")
+            atexit.unregister(end_command)
+            end_command(process)
+        found = {f"the output of the command (exit status {process.returncode})": output}
+
+
+def watch_maildir(ctx, folder, email):
+    """new/, and cur/, where readers move what they have seen."""
+    import mailbox  # lazy
+
+    os.listdir(os.path.join(folder, "new"))  # raises OSError; mailbox has errors of its own
+    box, found = mailbox.Maildir(folder, create=False), {}
+    known = set(box.keys())
+    while True:
+        yield found
+        found = {}
+        for name in sorted(set(box.keys()) - known):
+            try:
+                with box.get_file(name) as file:
+                    found[name] = file.read(MAIL_BYTES)
+            except (KeyError, FileNotFoundError):
+                pass  # just being moved, or deleted
+        known.update(found)
+
+
+def watch_mbox(ctx, path, email):
+    """Each time all that is new: the last mail may not have been whole. In a file that shrank
+    nothing is known to be new."""
+    start = float("inf")
+    while True:
+        with open(path, "rb") as file:
+            start = min(start, file.seek(0, os.SEEK_END))
+            file.seek(start)
+            mails = re.split(rb"(?m)^From ", file.read(64 * MAIL_BYTES))[1:]
+        yield {at: b"From " + mail[:MAIL_BYTES] for at, mail in enumerate(mails)}
+
+
+def mail_secret(ctx, user, host):
+    """(an OAuth access token or None, a password or None)."""
+    import netrc  # lazy
+
+    token, password = map(ctx.env.get, ("SCRIPTO_MAIL_TOKEN", "SCRIPTO_MAIL_PASSWORD"))
+    try:
+        if not token and not password:
+            login, _, password = netrc.netrc().authenticators(host) or (user, "", "")
+            password = password if login == user else ""
+    except (OSError, ValueError, netrc.NetrcParseError):
+        pass  # none, or one that others can read
+    if not token and not password:
+        hint = "set SCRIPTO_MAIL_PASSWORD, or have it in ~/.netrc (mode 0600)"
+        raise refused(f"There is no password for {readable(user)} at {host}.", hint)
+    return token, password
+
+
+def connect_imap(secure, host, port):
+    import imaplib  # lazy
+
+    if secure:
+        box = imaplib.IMAP4_SSL(host, int(port or 993), ssl_context=checked_tls())
+    else:
+        box = imaplib.IMAP4(host, int(port or 143))
+        if not is_loopback(host):
+            box.starttls(checked_tls())
+    box.sock.settimeout(LOCK_SECONDS)
+    return box
+
+
+def open_imap(ctx, url):
+    """(connection, UIDVALIDITY, UIDNEXT), by RFC 3501. EXAMINE: nothing there is changed."""
+    import imaplib  # lazy
+    from urllib.parse import unquote
+
+    form = r"imap(s?)://([^/:\s]+)@(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::([0-9]{1,5}))?(?:/(.*))?\Z"
+    match = re.match(form, url, re.IGNORECASE | re.ASCII)
+    if not match:
+        raise refused("An IMAP mailbox has a user and a host here, and no password.", NEXT_SOURCE)
+    secure, user, host, port, folder = map(unquote, match.groups(""))
+    host, folder = host.strip("[]"), re.sub(r'(["\\])', r"\\\1", folder or "INBOX")
+    token, password = mail_secret(ctx, user, host)
+    code, hint = "network-error", NEXT_MAIL_SERVER
+    try:
+        box = connect_imap(secure, host, port)
+        code, hint = "failed-precondition", NEXT_PASSWORD
+        if token:  # SASL XOAUTH2, as Google and Microsoft have it
+            login = f"user={user}\1auth=Bearer {token}\1\1".encode()
+            box.authenticate("XOAUTH2", lambda challenge: b"" if challenge else login)
+        else:
+            box.login(user, password)
+        code, hint = "invalid-argument", "pass another /FOLDER in --code-from"
+        status, reply = box.status(f'"{folder}"', "(UIDNEXT UIDVALIDITY)")
+        if status != "OK" or box.select(f'"{folder}"', readonly=True)[0] != "OK":
+            raise box.error(reply[-1].decode("utf-8", "replace"))
+    except (OSError, UnicodeError, imaplib.IMAP4.error) as error:
+        if isinstance(error, (OSError, imaplib.IMAP4.abort)):
+            code, hint = "network-error", NEXT_MAIL_SERVER
+        words = getattr(error, "verify_message", "") or getattr(error, "strerror", "")
+        words = str(words or error).replace(token or password, "...")
+        raise ScriptoError(code, f"The mail server {host}: {harmless(words)[:200]}", hint)
+    numbers = dict(re.findall(rb"(UID[A-Z]+) ([0-9]+)", reply[-1].rpartition(b"(")[2]))
+    return box, numbers[b"UIDVALIDITY"], int(numbers[b"UIDNEXT"])
+
+
+def new_mails(box, first):
+    """{UID: its beginning} from that UID on. The last mail comes with any `n:*`, however old."""
+    box.noop()
+    found, (status, uids) = {}, box.uid("SEARCH", f"UID {first}:*")
+    for uid in map(int, (uids[0] or b"").split() if status == "OK" else ()):
+        if uid >= first:
+            parts = box.uid("FETCH", str(uid), f"(BODY.PEEK[]<0.{MAIL_BYTES}>)")[1]
+            found[uid] = next((part[1] for part in parts if isinstance(part, tuple)), b"")
+    return found
+
+
+def watch_imap(ctx, url, email):
+    box, validity, first = open_imap(ctx, url)
+    found = {}
+    while True:
+        yield found
+        try:
+            found = new_mails(box, first)
+        except (OSError, box.error):  # dropped, as busy servers do
+            box, now_valid, next_uid = open_imap(ctx, url)
+            first = first if now_valid == validity else next_uid
+            validity, found = now_valid, {}
+        first = max(found, default=first - 1) + 1
+
+
+SOURCES = {  # kind: (generator, seconds between two looks)
+    "-": (watch_input, 0.2), "cmd": (watch_command, 1), "maildir": (watch_maildir, 0.2),
+    "mbox": (watch_mbox, 0.2), "imap": (watch_imap, 1), "imaps": (watch_imap, 1),
+}
+
+
+def open_source(ctx, text, email, seconds):
+    """(generator, pause). Raises whatever is wrong with it before a code is asked for."""
+    kind, _, place = text.partition(":")
+    if kind not in SOURCES or bool(place) == (kind == "-"):
+        raise refused("There is no such source of codes.", NEXT_SOURCE)
+    watch, pause = SOURCES[kind]
+    place = os.path.expanduser(place) if kind in ("maildir", "mbox") else place
+    source = watch(ctx, text if watch is watch_imap else place, email)
+    try:
+        opened = in_time(ctx, time.monotonic() + seconds, next, source)
+    except OSError as error:
+        raise refused(f"{readable(place)} cannot be read: {error.strerror}.", NEXT_SOURCE)
+    if opened is None:
+        raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
+    return source, pause
+
+
+def what_came(looked, email, tried):
+    """In words, and none of them a mail's."""
+    to_us, new = [verdict[0] for verdict in looked.values()], len(looked)
+    if None in to_us:
+        return "none in " + list(looked)[-1]
+    if any(to_us):
+        what = f"{sum(to_us)} to {email}, with no {'other ' * bool(tried)}code in it"
+    else:
+        what = f"{new or 'no'} new message{'s' * (new != 1)}" + f", none to {email}" * bool(new)
+    return what + "; a spam folder is worth a look (for IMAP: .../Junk)"
+
+
+def codes_from(ctx, opened, email, seconds, then):
+    """Yields each code once, as it comes. Raises when the time is over or no more can come; `then`
+    is how to go on."""
+    (source, pause), give_up = opened, time.monotonic() + seconds
+    looked, tried = {}, set()
+
+    def look():
+        for name, content in next(source).items():
+            looked[name] = examine(content, email, tried)
+
+    try:
+        while time.monotonic() < give_up:
+            in_time(ctx, give_up, look)
+            for _, code in reversed(list(looked.values())):
+                if code and code not in tried:
+                    tried.add(code)
+                    yield code
+            in_time(ctx, give_up, time.sleep, pause)
+        problem = f"No code came within {seconds} seconds: {what_came(looked, email, tried)}."
+        raise ScriptoError("network-error", problem, then)
+    except OSError as error:
+        raise blocked(f"The mailbox cannot be read any more: {error.strerror}.", then)
+    except ScriptoError as error:
+        error.next_action = then
+        raise
+
+
 # ---- Account --------------------------
 # A command takes the context and the parsed arguments and returns (data for JSON, the same as lines
 # for a person).
 
 
-def cmd_login_request(ctx, args):
-    email = check_email(args.email, "login-request")
-    target, hint = resolve(ctx, args, with_key=False), NEXT_EMAIL + "login-request"
-    data = call(ctx, target, "POST", "/api/cli/login-request", "data", {"email": email}, hint)
+def in_two_steps(args, email, *more):
+    """(the second step as a command, the flags of this call that it has to have too)."""
+    chosen = more + (("--api-url", args.api_url), ("--profile", args.profile))
+    flags = "".join(f" {flag} {shell_word(value)}" for flag, value in chosen if value)
+    return f"scripto auth login-complete --email {shell_word(email)} --code <6-digit-code>", flags
+
+
+def request_code(ctx, target, email):
+    body, hint = {"email": email}, NEXT_EMAIL + "login-request"
+    data = call(ctx, target, "POST", "/api/cli/login-request", "data", body, hint)
     if data.get("ok") is not True:
         raise bad_reply(target.base_url, "did not say that a code was sent")
-    then = f"scripto auth login-complete --email {shell_word(email)} --code <6-digit-code>"
-    chosen = (("--api-url", args.api_url), ("--profile", args.profile))
-    flags = "".join(f" {flag} {shell_word(value)}" for flag, value in chosen if value)
+
+
+def cmd_login_request(ctx, args):
+    email = check_email(args.email, "login-request")
+    request_code(ctx, resolve(ctx, args, with_key=False), email)
+    then, flags = in_two_steps(args, email)
     if flags:
-        warn(ctx, f"the code is good at {target.base_url} only: add{flags} there too")
+        warn(ctx, f"the code is good at this backend only: add{flags} there too")
     lines = ["✓ Sign-in code sent to " + email, "", "  Then run:", "    " + then]
     return {"ok": True, "email": email, "nextAction": then + flags}, lines
 
 
-def cmd_login_complete(ctx, args):
-    """What can fail on this machine is tried first: a code is good for one key."""
-    email = check_email(args.email, "login-complete")
-    code = check_code(read_line(ctx, "Code: ") if args.code == "-" else args.code)
-    body = {"email": email, "otp": code}
+Prepared = collections.namedtuple("Prepared", "target email name profile_name file state")
+
+
+def prepare_sign_in(ctx, args, command):
+    """What can fail on this machine is tried before anything is sent: a code is good for one
+    key."""
+    email = check_email(args.email, command)
     if args.name is not None:
-        body["name"] = check_key_name(args.name)
+        check_key_name(args.name)
     check_profile_name(args.profile_name)
     target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
-    state = file.change()
+    return Prepared(target, email, args.name, args.profile_name, file, file.change())
+
+
+def complete_sign_in(ctx, prepared, code):
+    target, body = prepared.target, {"email": prepared.email, "otp": code}
+    if prepared.name is not None:
+        body["name"] = check_key_name(prepared.name)
     try:
         data = call(ctx, target, "POST", "/api/cli/login-complete", "data", body, NEXT_CODE)
     except ScriptoError as error:
@@ -900,10 +1248,56 @@ def cmd_login_complete(ctx, args):
     if not is_key(data.get("apiKey")):
         raise bad_reply(target.base_url, "sent no key")
     identity = {name: text_of(data, name) for name in IDENTITY if text_of(data, name)}
-    identity.setdefault("email", email)
-    name = keep_key(file, state, args.profile_name, identity, target.base_url)
+    identity.setdefault("email", prepared.email)
+    named = prepared.profile_name
+    name = keep_key(prepared.file, prepared.state, named, identity, target.base_url)
     lines = ["✓ Signed in", "", "  Email:    " + identity["email"]]
     return stored(name, identity, target.base_url, lines)
+
+
+def cmd_login_complete(ctx, args):
+    check_email(args.email, "login-complete")
+    code = check_code(read_line(ctx, "Code: ") if args.code == "-" else args.code)
+    return complete_sign_in(ctx, prepare_sign_in(ctx, args, "login-complete"), code)
+
+
+def codes_typed(ctx, target, email, then):
+    """Yields what is typed at the prompt. An empty line may ask for a new code."""
+    while True:
+        code = read_line(ctx, "Code: ").strip()
+        reply = "" if code else read_line(ctx, "Send a new code? [y/n] ").strip().lower()
+        if reply in ("y", "yes"):
+            request_code(ctx, target, email)
+        elif not code and reply not in ("n", "no"):  # the end of the input, most likely
+            raise ScriptoError("cancelled", "No code was given.", then)
+        elif code:
+            yield code
+
+
+def cmd_login(ctx, args):
+    """Both steps in one, with the code from a SOURCE or a terminal; a wrong one is not the end."""
+    prepared = prepare_sign_in(ctx, args, "login")
+    email, target = prepared.email, prepared.target
+    more = ("--name", args.name), ("--profile-name", args.profile_name)
+    then, place = "".join(in_two_steps(args, email, *more)), args.code_from
+    seconds = check_number(args.timeout or "90", "--timeout", 3600, 1)
+    place = ctx.env.get("SCRIPTO_CODE_FROM") if place is None else place
+    if place:
+        source = open_source(ctx, place, email, seconds)
+    elif not is_terminal(ctx.stdin):
+        first = then.replace("-complete", "-request").replace(" --code <6-digit-code>", "")
+        raise refused("There is no terminal to ask for the code at.", f"pass --code-from, or run: {first}")
+    request_code(ctx, target, email)
+    say(ctx, f"Sign-in code sent to {email}. If this is cut off, go on with:", "  " + then)
+    codes = (codes_from(ctx, source, email, seconds, then) if place
+             else codes_typed(ctx, target, email, then))
+    for code in codes:
+        try:
+            return complete_sign_in(ctx, prepared, check_code(code))
+        except ScriptoError as error:
+            if error.code != "invalid-argument":
+                raise
+            say(ctx, "✗ " + error.message)
 
 
 def keep_key(file, state, named, identity, base_url):
@@ -1930,6 +2324,9 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "name": ("NAME", "a profile"),
     "--email": ("EMAIL", "the email to sign in with"),
     "--code": ("CODE", "the six-digit code; - reads standard input"),
+    "--code-from": ("SOURCE", "where to read it: -, cmd:COMMAND, maildir:DIR, mbox:FILE or"
+                    " imaps://USER@HOST[:PORT][/FOLDER] (else SCRIPTO_CODE_FROM, a prompt)"),
+    "--timeout": ("SECONDS", "how long to wait for it (90)"),
     "--name": ("NAME", "what to call the new key"),
     "--profile-name": ("NAME", "what to call the profile (else made from the email)"),
     "--api-url": ("URL", "the backend (else SCRIPTO_API_BASE_URL, the profile's, production)"),
@@ -1953,6 +2350,10 @@ BACKEND, KEY = " --api-url --profile", "--api-key --api-url --profile"
 # What it does, its arguments and flags, an example of them, and where it changes something.
 Command = collections.namedtuple("Command", "work purpose takes example changes")
 COMMANDS = {
+    "auth login": Command(
+        cmd_login, "sign in, in one step; a new email signs up",
+        "--email --code-from --timeout --name --profile-name" + BACKEND,
+        "--email you@example.com --code-from maildir:mail", "here, backend"),
     "auth login-request": Command(
         cmd_login_request, "email a six-digit sign-in code",
         "--email" + BACKEND, "--email you@example.com", "backend"),
