@@ -919,7 +919,7 @@ CODE_FORM = (r"(?<![^\W_])(?<![#$€£+/&@%.,-])(?<![0-9][ -])"
              r"(?![^\W_]|[%/@-]|[.,: -][0-9])")
 OTHER = (r"(?:order|invoice|receipt|ref(?:erence)?|ticket|case|booking|number|no|nr|id|tel|fax|phone|"
          r"total|amount|(?:zip|postal|promo|voucher|error|area) code)")
-IS_OTHER = rf"(?i)\b{OTHER}(?: is)?\W*\0|\0 (?:is )?(?:your |the )?{OTHER}\b"
+IS_OTHER = rf"(?i)\b{OTHER}(?: is)?\W*\0|\0 is (?:your |the )?{OTHER}\b"
 IS_CODE = r"(?i)\b(?:pass)?code|verif|sign.?in|log.?in|one.time|\botp\b"
 
 
@@ -946,7 +946,10 @@ def texts_of(message):
     for kind in ("text/plain", "text/html"):
         for part in message.walk():
             if part.get_content_type() == kind:
-                text = part.get_content()
+                try:
+                    text = part.get_content()
+                except LookupError:  # a charset that Python does not know
+                    text = part.get_payload(decode=True).decode("ascii", "replace")
                 if kind == "text/html":
                     text = "".join(re.split(r"(?i)</?(?:style|script)\b[^<>]*>", text)[::2])
                     text = " ".join(unescape(re.sub("<[^<>]*>", " ", text)).split())
