@@ -3,8 +3,8 @@
 
 One file, standard library only, Python 3.6 or newer; `scripto serve` makes it its own backend.
 Each section stands above those that use it, so the story starts at the bottom, in main():
-Constants, Errors, Terminal, Door, Profiles, Resolution, HTTP client, Account; the backend's Mail,
-Store, Routes, Server and Backend; Doctor; Command line.
+Constants, Errors, Terminal, Door, Profiles, Resolution, HTTP client, Mailbox, Account, Guide; the
+backend's Mail, Store, Routes, Server and Backend; Doctor; Command line.
 
 Imports marked `lazy` would cost most commands more time than all their work.
 """
@@ -1097,12 +1097,14 @@ def open_imap(ctx, url):
         code, hint = "invalid-argument", "pass another /FOLDER in --code-from"
         status, reply = box.status(f'"{folder}"', "(UIDNEXT UIDVALIDITY)")
         if status != "OK" or box.select(f'"{folder}"', readonly=True)[0] != "OK":
-            raise box.error(reply[-1].decode("utf-8", "replace"))
+            raise box.error(reply[-1])
     except (OSError, UnicodeError, imaplib.IMAP4.error) as error:
         if isinstance(error, (OSError, imaplib.IMAP4.abort)):
             code, hint = "network-error", NEXT_MAIL_SERVER
         words = getattr(error, "verify_message", "") or getattr(error, "strerror", "")
-        words = str(words or error).replace(token or password, "...")
+        words = words or error.args[0]
+        words = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
+        words = words.replace(token or password, "...")
         raise ScriptoError(code, f"The mail server {host}: {harmless(words)[:200]}", hint)
     numbers = dict(re.findall(rb"(UID[A-Z]+) ([0-9]+)", reply[-1].rpartition(b"(")[2]))
     return box, numbers[b"UIDVALIDITY"], int(numbers[b"UIDNEXT"])
@@ -1451,6 +1453,137 @@ def cmd_config_clear(ctx, args):
     active = file.change(remove_profiles, names)["activeProfile"] if names else None
     lines = ["✓ Forgotten: " + (", ".join(names) or "nothing, there was no profile")]
     return {"removed": names, "activeProfile": active}, lines
+
+
+# ---- Guide ----------------------------
+# What an agent reads that has seen nothing else: text here, tables from where the program has them.
+
+EXIT_STATUSES = {
+    0: "done",
+    1: "it cannot be done so: `message` says why, `nextAction` what to do",
+    2: "a wrong flag, email, code or mailbox: mend what `message` names",
+    3: "the same may work later (network, backend, too many tries, no mail yet): wait, then retry",
+    4: "no valid key: sign in",
+    130: "interrupted, or declined at a prompt",
+}
+ENVIRONMENT = {
+    "SCRIPTO_API_KEY": "the key to use; no profile file is needed then",
+    "SCRIPTO_API_BASE_URL": "the backend to use",
+    "SCRIPTO_PROFILE": "the profile to use instead of the active one",
+    "SCRIPTO_CODE_FROM": "the SOURCE of `auth login` without --code-from",
+    "SCRIPTO_MAIL_PASSWORD": "the password of an IMAP mailbox (else ~/.netrc)",
+    "SCRIPTO_MAIL_TOKEN": "an OAuth access token for it instead",
+    "SCRIPTO_TIMEOUT": "seconds for one request (30)",
+    "SCRIPTO_ALLOW_HTTP": "1 allows plain http beyond loopback",
+    "SCRIPTO_SMTP_PASSWORD": "the password of serve --mail smtp://user@host",
+}
+GUIDE = """# Scripto: sign this machine in, with no browser
+
+You need Python 3.6 or newer and an email address whose mail you can read. A new email is signed
+up by signing in. The backend is BASE_URL.
+
+## Get it
+
+```sh
+mkdir -p ~/.local/bin && cd ~/.local/bin && export PATH="$PWD:$PATH"
+curl -fsSo scripto BASE_URL/scripto.py && chmod +x scripto   # one file, it knows this backend
+```
+
+Without curl: `python3 -c 'import urllib.request as u; u.urlretrieve("BASE_URL/scripto.py",
+"scripto")'`. In a new shell set PATH again, or say `python3 ~/.local/bin/scripto` for `scripto`.
+
+## Sign in
+
+In one step, where a mailbox can be read (SCRIPTO_CODE_FROM, if it is set, replaces --code-from):
+
+```sh
+scripto auth login --email you@example.com --code-from SOURCE --json
+```
+
+SOURCE is `maildir:DIR`, `mbox:FILE`, `imaps://USER@HOST/INBOX` (password in SCRIPTO_MAIL_PASSWORD),
+`cmd:COMMAND` (a shell command that prints the code or the mail's text) or `-` (standard input). It
+waits up to 90 seconds (--timeout). In two steps, where somebody tells you the code:
+
+```sh
+scripto auth login-request --email you@example.com --json
+scripto auth login-complete --email you@example.com --code 123456 --json
+```
+
+A code works once, within 10 minutes. After a wrong one the mailed code is still good: compare the
+digits and try again (3 tries). Never ask for new codes in a loop: there are 5 in 15 minutes.
+
+## Read the answer
+
+With --json exactly one line comes on standard output:
+
+```json
+{"success": true, "data": {"profile": "you", "active": true, "email": "you@example.com", "baseUrl": "BASE_URL", "apiKey": "scripto_********"}}
+{"success": false, "error": {"code": "unauthenticated", "message": "There is no API key.", "nextAction": "sign in with: scripto auth login-request --email <your-email>"}}
+```
+
+On an error do what nextAction says, or show it to your user word for word. Exit statuses:
+
+EXIT_STATUSES
+## Use the key
+
+It is stored in ~/.config/scripto/config.json, for you alone. Never print it, log it, or send it to
+another host than BASE_URL.
+
+```sh
+scripto whoami --json                 # whose key is in force
+scripto api /api/keys                 # one request with it, the reply as it came
+scripto run -- COMMAND                # COMMAND gets SCRIPTO_API_KEY and SCRIPTO_API_BASE_URL
+scripto auth token | sed 's/^/Authorization: Bearer /' | curl -fsS -H @- BASE_URL/api/keys
+```
+
+SCRIPTO_API_KEY, if it is set, wins over what is stored. Routes, each with `Authorization: Bearer`:
+`GET /api/auth/me` (who), `GET /api/keys` (lists), `DELETE /api/keys/<id>` (revokes).
+
+## Several identities
+
+Each sign-in makes a profile, named after the email, and makes it the active one. `scripto use`
+lists them, `scripto use NAME` switches; `--profile NAME` or SCRIPTO_PROFILE=NAME is for one command,
+or for agents side by side. `scripto logout [NAME]` forgets a key here and does not revoke it; with
+--revoke it does, as `scripto keys list` and `scripto keys revoke ID` do for any key.
+
+More: `scripto doctor` (what is wrong here), `scripto guide --json` (every command and flag).
+"""
+SKILL = """---
+name: scripto
+description: Sign this machine in to Scripto (BASE_URL) by an emailed code, with no browser, and use
+  its API key. Use it when something needs a Scripto key, or scripto ends with exit status 4.
+---
+
+"""
+
+
+def guide_text(url, text=GUIDE):
+    statuses = "".join(f"- {status}: {what}\n" for status, what in EXIT_STATUSES.items())
+    return text.replace("EXIT_STATUSES\n", statuses + "\n").replace("BASE_URL", url)
+
+
+def described(options, word):
+    """A flag or argument; a default stands in parentheses in what it is for."""
+    takes, purpose = options[word]
+    default = re.search(r"\(([0-9.]+)\)", purpose)
+    return {"name": word, "takes": takes, "purpose": purpose,
+            "default": default and default.group(1)}
+
+
+def cmd_guide(ctx, args):
+    """The JSON is made of the tables that the program runs by."""
+    url = given(ctx, check_base_url, "", None, "SCRIPTO_API_BASE_URL")[0] or default_url(ctx)
+    everywhere = ["--json", "--help"]
+    commands = [
+        {"name": name, "purpose": command.purpose, "example": f"scripto {name} {command.example}",
+         "changes": command.changes,
+         "takes": [described(ctx.options, word) for word in command.takes.split() + everywhere]}
+        for name, command in ctx.commands.items()]
+    errors = [{"code": code, "httpStatus": http, "exitStatus": status}
+              for code, (http, status) in ERRORS.items()]
+    data = {"schemaVersion": 1, "version": __version__, "baseUrl": url, "commands": commands,
+            "errors": errors, "exitStatuses": EXIT_STATUSES, "environment": ENVIRONMENT}
+    return data, guide_text(url, SKILL * args.skill + GUIDE).splitlines()
 
 
 # ---- Mail -----------------------------
@@ -1840,28 +1973,8 @@ def route_source(backend, request):
     return 200, source, []
 
 
-GUIDE = """# Scripto: sign a machine in, with no browser
-
-It takes Python 3.6 or newer and an email address whose mail you can read.
-
-    curl -fsSO BASE_URL/scripto.py   # one file, no packages; it knows this backend
-    python3 scripto.py auth login-request --email you@example.com --json
-    python3 scripto.py auth login-complete --email you@example.com --code 123456 --json
-    python3 scripto.py whoami --json
-
-The first command mails a code: valid 5 minutes, 3 attempts, one use. The second buys a key with
-it and keeps it as the active profile. An unknown email is registered.
-
-With --json one envelope goes to standard output: {"success": true, "data": {...}} or
-{"success": false, "error": {"code": "...", "message": "...", "nextAction": "..."}}.
-On an error do what nextAction says, or show it to the user word for word. Exit status: 0 done,
-2 bad argument or code, 3 the same may work later, 4 no valid key, 130 cancelled, else 1.
-Other programs send `Authorization: Bearer scripto_...`, to BASE_URL only. Never print the key.
-"""
-
-
 def route_guide(backend, request):
-    return 200, GUIDE.replace("BASE_URL", backend.public_url).encode(), []
+    return 200, guide_text(backend.public_url).encode(), []
 
 
 READ = "GET, HEAD, OPTIONS"
@@ -2346,6 +2459,7 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--tls-key": ("FILE", "and this private key"),
     "--behind-proxy": (None, "take client addresses from X-Forwarded-For"),
     "--rate-limit": ("N", "requests a minute for an address (60); 0: any number"),
+    "--skill": (None, "as a skill: scripto guide --skill > .claude/skills/scripto/SKILL.md"),
     "--json": (None, "answer as JSON, one envelope on standard output"),
     "--help": (None, "show this and do nothing"),
 }
@@ -2382,6 +2496,8 @@ COMMANDS = {
         " --behind-proxy --rate-limit", "--mail maildir:mail", "here"),
     "demo": Command(
         cmd_demo, "see the whole sign-in work, in a throw-away folder", "", "", ""),
+    "guide": Command(
+        cmd_guide, "how an agent signs in, in Markdown; as JSON: all there is", "--skill", "", ""),
     "doctor": Command(cmd_doctor, "check what works on this machine", KEY, "", ""),
 }
 GROUPS = ("auth", "config")
@@ -2421,14 +2537,14 @@ def overview(prefix=""):
 
 
 def unknown(kind, word, known, before, otherwise):
-    """The refusal names what is most like the word, if anything is."""
+    """The refusal names what is most like the word, if anything is. known: {word: what it means}."""
     try:
         import difflib  # lazy
 
         alike = difflib.get_close_matches(word.partition("=")[0], known, 1)
     except ImportError:  # in a minimal Python: then without a suggestion
         alike = []
-    hint = f"did you mean: {before}{alike[0]}" if alike else otherwise
+    hint = f"did you mean: {before}{known[alike[0]]}" if alike else otherwise
     return refused(f"Unknown {kind} '{word}'.", hint)
 
 
@@ -2438,22 +2554,22 @@ def find_command(words):
         name = " ".join(words[:size])
         if name in COMMANDS:
             return name, words[size:]
-    typed = readable(" ".join(words[: 2 if words[:1] and words[0] in GROUPS else 1]))
+    typed = readable(" ".join(words[: 2 if words[0] in GROUPS else 1]))
     kind, hint = "command", "see the commands with: scripto --help"
-    if not typed or typed in GROUPS:
-        raise refused("No command is given.", hint)
     if typed.startswith("-"):
         kind, hint = "flag", "put flags behind: scripto <command> " + typed.partition("=")[0]
-    raise unknown(kind, typed, [*COMMANDS, "--help", "--version"], "scripto ", hint)
+    known = {name.split()[-1]: name for name in COMMANDS}  # `logn` is meant for `auth login`
+    known.update((name, name) for name in (*COMMANDS, *GROUPS, "--help", "--version"))
+    raise unknown(kind, typed, known, "scripto ", hint)
 
 
 def run(ctx, words):
     words = ["--help" if word == "-h" else word for word in words if word != "--json"]
     if "--version" in words:
         return {"version": __version__}, ["scripto " + __version__]
-    if words[:1] == ["--help"]:
+    if words[:1] in ([], ["--help"]):
         return overview()
-    if words[1:] == ["--help"] and words[0] in GROUPS:
+    if words[0] in GROUPS and words[1:] in ([], ["--help"]):
         return overview(words[0] + " ")
     name, rest = find_command(words)
     parser = parser_for(name)
@@ -2464,7 +2580,8 @@ def run(ctx, words):
     if extra:
         kind = "flag" if extra[0].startswith("-") else "argument"
         flags = re.findall("--[a-z-]+", COMMANDS[name].takes + " --json --help")
-        raise unknown(kind, readable(extra[0]), flags, "", f"see: {parser.prog} --help")
+        known = dict(zip(flags, flags))
+        raise unknown(kind, readable(extra[0]), known, "", f"see: {parser.prog} --help")
     return COMMANDS[name].work(ctx, args)
 
 
