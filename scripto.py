@@ -256,31 +256,6 @@ def next_bytes(ctx):
     return os.read(ctx.stdin.fileno(), 64 << 10) if ctx.stdin else b""
 
 
-def in_time(ctx, give_up, work, *values):
-    """What that returns or raises; None once the time is over. In a thread, since no time-out ends
-    a name look-up, a read or a server that dribbles. At a terminal a line counts the seconds."""
-    import threading  # lazy
-
-    outcome = []
-
-    def attempt():
-        try:
-            outcome.append((work(*values), None))
-        except Exception as error:  # it is the caller's, and is raised there
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    while thread.is_alive() and time.monotonic() < give_up:
-        progress(ctx, f"Waiting for the code: {give_up - time.monotonic():.0f} seconds left")
-        thread.join(0.2)
-    progress(ctx, "")
-    result, error = (outcome or [(None, None)])[0]
-    if error:
-        raise error
-    return result
-
-
 # ---- Door -----------------------------
 # Every value from outside is checked here, once, before anything is read, written or sent.
 # A check returns the value, or raises invalid-argument.
@@ -736,37 +711,6 @@ def bad_reply(url, what):
     return ScriptoError("invalid-response", f"{url} {what}.", NEXT_BACKEND)
 
 
-def send(ctx, method, url, body=None, key=None):
-    """(status, headers, body as bytes), for an object as JSON and a bearer key (RFC 6750). Raises
-    network-error, or invalid-response for what is no HTTP, too large or broken off. In a thread:
-    a socket's time-out bounds neither a name look-up nor a peer that sends a byte a second."""
-    import json  # lazy
-    import socket
-    import threading
-    import urllib.request
-
-    seconds = timeout_of(ctx)
-    headers = {"User-Agent": "scripto/" + __version__, "Accept": "application/json"}
-    if body is not None:
-        headers["Content-Type"] = "application/json"
-        body = json.dumps(body).encode("ascii")
-    if key is not None:
-        headers["Authorization"] = "Bearer " + key
-    request = urllib.request.Request(url, body, headers, method=method)
-    opener, outcome, progress = opener_for(url), [], []
-
-    def work():
-        outcome.append(exchange(opener, request, seconds, progress))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    result = (outcome + [network_trouble(url, socket.timeout(), seconds, progress)])[0]
-    if isinstance(result, ScriptoError):
-        raise result
-    return result
-
-
 def proxy_for(url):
     """By the environment; None for loopback."""
     import urllib.request as library  # lazy
@@ -803,60 +747,133 @@ def opener_for(url):
     return opener
 
 
-def exchange(opener, request, seconds, progress, again=True):
-    """What send() returns or raises. A GET that was reset is tried once more; what spends a code
-    never is: it may have been heard. `progress` notes that a reply began."""
+def connect(method, url, headers, body, seconds):
+    """The reply to one request, over a connection of its own."""
+    import urllib.request  # lazy
+
+    request = urllib.request.Request(url, body, headers, method=method)
+    try:
+        return opener_for(url).open(request, timeout=seconds)
+    except urllib.request.URLError as error:  # wraps what happens before the reply
+        raise error.reason if isinstance(error.reason, Exception) else error
+
+
+def within(seconds, work, *values):
+    """What work(*values) returns or raises, or socket.timeout. In a thread: a socket's time-out
+    bounds neither a name look-up nor a peer that sends a byte a second."""
+    import socket  # lazy
+    import threading
+
+    outcome = []
+
+    def run():
+        try:
+            outcome.append((work(*values), None))
+        except Exception as error:  # whatever it is, it is raised below
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        raise blocked("No thread can be started.", "allow this user more processes (ulimit -u)")
+    thread.join(max(seconds, 0))
+    result, error = outcome[0] if outcome else (None, socket.timeout())
+    if error:
+        raise error
+    return result
+
+
+def network_errors():
+    """What connect() and reading a reply raise if the network, or who is there, is at fault."""
     import http.client  # lazy
 
-    url = request.full_url
+    return OSError, http.client.HTTPException, ValueError
+
+
+def open_reply(ctx, method, url, headers=None, body=None, key=None):
+    """The reply to a request (with a bearer key, RFC 6750), its body still unread: .status,
+    .headers, .read(size), to be closed. Certificates are checked and no redirect is followed.
+    SCRIPTO_TIMEOUT bounds this, and then each read. Raises network-error or invalid-response; what
+    a later read raises (network_errors()), network_trouble() turns into these."""
+    headers = dict({"User-Agent": "scripto/" + __version__, "Accept": "application/json"},
+                   **headers or {})
+    if key is not None:
+        headers["Authorization"] = "Bearer " + key
+    seconds = timeout_of(ctx)
+    give_up = time.monotonic() + seconds
     try:
-        with opener.open(request, timeout=seconds) as response:
-            progress.append("reply")
-            buffer = bytearray(REPLY_BYTES + 1)  # read() follows a chunk of -1 bytes to the end
-            body = bytes(buffer[: response.readinto(buffer)])
-            if len(body) > REPLY_BYTES:
-                return bad_reply(url, f"sent more than {REPLY_BYTES} bytes")
-            if response.length:  # what Content-Length promised beyond this
-                return bad_reply(url, "broke off its reply")
-            return response.status, response.headers, body
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reset = isinstance(getattr(error, "reason", error), ConnectionResetError)
-        if reset and again and not progress and request.get_method() == "GET":
-            return exchange(opener, request, seconds, progress, again=False)
-        return network_trouble(url, error, seconds, progress)
+        try:
+            return within(seconds, connect, method, url, headers, body, seconds)
+        except ConnectionResetError:
+            if method != "GET":  # what spends a code is sent once: it may have been heard
+                raise
+        left = give_up - time.monotonic()
+        return within(left, connect, method, url, headers, body, seconds)
+    except network_errors() as error:
+        raise network_trouble(ctx, url, error)
 
 
-def network_trouble(url, error, seconds, progress):
-    """What went wrong on the way, told apart as a person wants to know it."""
+def read_reply(url, reply):
+    """Its body, whole. Raises invalid-response for one that is too large or broken off."""
+    with reply:
+        room = bytearray(REPLY_BYTES + 1)  # the last is for what is too much
+        size = reply.readinto(room)  # read() would follow a chunk of -1 bytes to the end
+        if size > REPLY_BYTES:
+            raise bad_reply(url, f"sent more than {REPLY_BYTES} bytes")
+        if reply.length:  # what Content-Length promised beyond this
+            raise bad_reply(url, "broke off its reply")
+        return bytes(room[:size])
+
+
+def send(ctx, method, url, body=None, key=None):
+    """(status, headers, body as bytes), for an object as JSON and a bearer key. Raises
+    network-error, or invalid-response for what is no HTTP, too large or broken off."""
+    import json  # lazy
+
+    give_up, headers = time.monotonic() + timeout_of(ctx), {}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+        body = json.dumps(body).encode("ascii")
+    reply = open_reply(ctx, method, url, headers, body, key)
+    try:
+        content = within(give_up - time.monotonic(), read_reply, url, reply)
+    except network_errors() as error:
+        raise network_trouble(ctx, url, error, began=True)
+    return reply.status, reply.headers, content
+
+
+def network_trouble(ctx, url, error, began=False):
+    """What went wrong on the way, told apart as a person wants to know it; began: the reply."""
     import http.client  # lazy
     import socket
 
-    if isinstance(getattr(error, "reason", None), Exception):
-        error = error.reason  # urllib wraps what happens before the reply
     where, ssl = "%s:%d" % origin_of(url)[1:], sys.modules.get("ssl")
-    proxied = proxy_for(url)
+    seconds, proxied = timeout_of(ctx), proxy_for(url)
     where += " (through a proxy)" if proxied else ""
     why = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error)
-    late = "did not finish its reply" if progress else "did not answer"
-    when = "in the middle of its reply" if progress else "without an answer"
-    usual = "check the network, any proxy and the base URL"
-    for kinds, text, hint in (  # the first that fits
-        ((ssl.SSLError, ssl.CertificateError) if ssl else (), f"TLS with {where} failed: {why}.",
-         "check the URL; install ca-certificates, or set SSL_CERT_FILE to who signed theirs"),
-        (socket.timeout, f"{where} {late} within {seconds:g} seconds.",
-         f"try again, or allow more time: SCRIPTO_TIMEOUT={seconds * 2:g}"),
-        ((socket.gaierror, UnicodeError, http.client.InvalidURL),
-         f"The host of {where} cannot be found: {why}.", usual),
-        (ConnectionRefusedError, f"{where} refused the connection.",
-         usual if proxied else "check that it runs there, or pass another with --api-url"),
-        (ConnectionError, f"{where} closed the connection {when}.", usual),
-        (Exception if proxied and not progress else OSError,
-         f"{where} cannot be reached: {why}.", usual),
-    ):
-        if isinstance(error, kinds):
-            return ScriptoError("network-error", text, hint)
-    cut = isinstance(error, http.client.IncompleteRead)
-    return bad_reply(url, "broke off its reply" if cut else "sent what is not HTTP")
+    hint = "check the network, any proxy and the base URL"
+    if ssl and isinstance(error, (ssl.SSLError, ssl.CertificateError)):
+        text = f"TLS with {where} failed: {why}."
+        hint = "check the URL; install ca-certificates, or set SSL_CERT_FILE to who signed theirs"
+    elif isinstance(error, socket.timeout):
+        late = "did not finish its reply" if began else "did not answer"
+        text = f"{where} {late} within {seconds:g} seconds."
+        hint = f"try again, or allow more time: SCRIPTO_TIMEOUT={seconds * 2:g}"
+    elif isinstance(error, (socket.gaierror, UnicodeError, http.client.InvalidURL)):
+        text = f"The host of {where} cannot be found: {why}."
+    elif isinstance(error, ConnectionRefusedError):
+        text = f"{where} refused the connection."
+        hint = hint if proxied else "check that it runs there, or pass another with --api-url"
+    elif isinstance(error, ConnectionError):
+        when = "in the middle of its reply" if began else "without an answer"
+        text = f"{where} closed the connection {when}."
+    elif isinstance(error, OSError) or (proxied and not began):
+        text = f"{where} cannot be reached: {why}."
+    else:
+        cut = isinstance(error, http.client.IncompleteRead)
+        return bad_reply(url, "broke off its reply" if cut else "sent what is not HTTP")
+    return ScriptoError("network-error", text, hint)
 
 
 def parse_json(content):
@@ -1136,26 +1153,61 @@ def watch_imap(ctx, url, email):
 
 
 SOURCES = {  # kind: (generator, seconds between two looks)
-    "-": (watch_input, 0.2), "cmd": (watch_command, 1), "maildir": (watch_maildir, 0.2),
+    "-": (watch_input, 0), "cmd": (watch_command, 1), "maildir": (watch_maildir, 0.2),
     "mbox": (watch_mbox, 0.2), "imap": (watch_imap, 1), "imaps": (watch_imap, 1),
 }
 
 
+def follow(source, pause, queue):
+    """What a source gives or raises goes to that queue. In a thread: no time-out of ours ends a
+    name look-up, a read or a server that dribbles."""
+    try:
+        for found in source:
+            queue.put(found)
+            time.sleep(pause)
+    except Exception as error:  # whatever it is, it is raised below
+        queue.put(error)
+
+
+def next_found(ctx, queue, give_up):
+    """What a source gave next, None once the time is over. Raises what it raised."""
+    from queue import Empty  # lazy
+
+    while time.monotonic() < give_up:
+        left = give_up - time.monotonic()
+        progress(ctx, f"Waiting for the code, {left:.0f} seconds left")
+        try:
+            found = queue.get(timeout=0.2)
+        except Empty:
+            continue
+        finally:
+            progress(ctx, "")
+        if isinstance(found, Exception):
+            raise found
+        return found
+    return None
+
+
 def open_source(ctx, text, email, seconds):
-    """(generator, pause). Raises whatever is wrong with it before a code is asked for."""
+    """Its queue. Raises, before a code is asked for, whatever is wrong with it."""
+    import queue  # lazy
+    import threading
+
     kind, _, place = text.partition(":")
     if kind not in SOURCES or bool(place) == (kind == "-"):
         raise refused("There is no such source of codes.", NEXT_SOURCE)
     watch, pause = SOURCES[kind]
     place = os.path.expanduser(place) if kind in ("maildir", "mbox") else place
     source = watch(ctx, text if watch is watch_imap else place, email)
+    found = queue.Queue()
+    threading.Thread(target=follow, args=(source, pause, found), daemon=True).start()
     try:
-        opened = in_time(ctx, time.monotonic() + seconds, next, source)
+        opened = next_found(ctx, found, time.monotonic() + seconds)
     except OSError as error:
         raise refused(f"{readable(place)} cannot be read: {error.strerror}.", NEXT_SOURCE)
     if opened is None:
         raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
-    return source, pause
+    return found
 
 
 def what_came(looked, email, tried):
@@ -1163,33 +1215,27 @@ def what_came(looked, email, tried):
     to_us, new = [verdict[0] for verdict in looked.values()], len(looked)
     if None in to_us:
         return "none in " + list(looked)[-1]
+    what = f"{new or 'no'} new message{'s' * (new != 1)}" + f", none to {email}" * bool(new)
     if any(to_us):
         what = f"{sum(to_us)} to {email}, with no {'other ' * bool(tried)}code in it"
-    else:
-        what = f"{new or 'no'} new message{'s' * (new != 1)}" + f", none to {email}" * bool(new)
     return what + "; a spam folder is worth a look (for IMAP: .../Junk)"
 
 
-def codes_from(ctx, opened, email, seconds, then):
+def codes_from(ctx, queue, email, seconds, then):
     """Yields each code once, as it comes. Raises when the time is over or no more can come; `then`
     is how to go on."""
-    (source, pause), give_up = opened, time.monotonic() + seconds
-    looked, tried = {}, set()
-
-    def look():
-        for name, content in next(source).items():
-            looked[name] = examine(content, email, tried)
-
+    give_up, looked, tried = time.monotonic() + seconds, {}, set()
     try:
-        while time.monotonic() < give_up:
-            in_time(ctx, give_up, look)
-            for _, code in reversed(list(looked.values())):
-                if code and code not in tried:
+        while True:
+            found = next_found(ctx, queue, give_up)
+            if found is None:
+                problem = f"No code came within {seconds} seconds: "
+                raise ScriptoError("network-error", f"{problem}{what_came(looked, email, tried)}.", then)
+            for name in sorted(found, reverse=True):  # the newest first
+                looked[name] = _, code = examine(found[name], email, tried)
+                if code:
                     tried.add(code)
                     yield code
-            in_time(ctx, give_up, time.sleep, pause)
-        problem = f"No code came within {seconds} seconds: {what_came(looked, email, tried)}."
-        raise ScriptoError("network-error", problem, then)
     except OSError as error:
         raise blocked(f"The mailbox cannot be read any more: {error.strerror}.", then)
     except ScriptoError as error:
@@ -1202,107 +1248,75 @@ def codes_from(ctx, opened, email, seconds, then):
 # for a person).
 
 
-def in_two_steps(args, email, *more):
-    """(the second step as a command, the flags of this call that it has to have too)."""
+def flagged(flag, value):
+    """As a shell takes it; a value that looks like a flag has to be tied to its own."""
+    return f" {flag}{'=' if value.startswith('-') else ' '}{shell_word(value)}"
+
+
+def second_step(args, email, *more):
+    """(that command, the flags of this call which it needs as well)."""
     chosen = more + (("--api-url", args.api_url), ("--profile", args.profile))
-    flags = "".join(f" {flag} {shell_word(value)}" for flag, value in chosen if value)
-    return f"scripto auth login-complete --email {shell_word(email)} --code <6-digit-code>", flags
+    flags = "".join(flagged(flag, value) for flag, value in chosen if value)
+    return f"scripto auth login-complete{flagged('--email', email)} --code <6-digit-code>", flags
 
 
-def request_code(ctx, target, email):
-    body, hint = {"email": email}, NEXT_EMAIL + "login-request"
-    data = call(ctx, target, "POST", "/api/cli/login-request", "data", body, hint)
+def request_code(ctx, target, email, command="login-request"):
+    """Has the backend mail a code. An email that it does not take is that command's error."""
+    hint = NEXT_EMAIL + command
+    data = call(ctx, target, "POST", "/api/cli/login-request", "data", {"email": email}, hint)
     if data.get("ok") is not True:
         raise bad_reply(target.base_url, "did not say that a code was sent")
 
 
 def cmd_login_request(ctx, args):
     email = check_email(args.email, "login-request")
-    request_code(ctx, resolve(ctx, args, with_key=False), email)
-    then, flags = in_two_steps(args, email)
+    target = resolve(ctx, args, with_key=False)
+    request_code(ctx, target, email)
+    then, flags = second_step(args, email)
     if flags:
-        warn(ctx, f"the code is good at this backend only: add{flags} there too")
+        warn(ctx, f"the code is good at {target.base_url} only: add{flags} there too")
     lines = ["✓ Sign-in code sent to " + email, "", "  Then run:", "    " + then]
     return {"ok": True, "email": email, "nextAction": then + flags}, lines
 
 
-Prepared = collections.namedtuple("Prepared", "target email name profile_name file state")
+SignIn = collections.namedtuple("SignIn", "email key_name profile_name target file state")
 
 
 def prepare_sign_in(ctx, args, command):
-    """What can fail on this machine is tried before anything is sent: a code is good for one
-    key."""
+    """A SignIn, all that can fail on this machine tried: a code is good for one key. `state` is
+    what the profile file holds."""
     email = check_email(args.email, command)
-    if args.name is not None:
-        check_key_name(args.name)
+    key_name = args.name if args.name is None else check_key_name(args.name)
     check_profile_name(args.profile_name)
     target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
-    return Prepared(target, email, args.name, args.profile_name, file, file.change())
+    return SignIn(email, key_name, args.profile_name, target, file, file.change())
 
 
 def complete_sign_in(ctx, prepared, code):
-    target, body = prepared.target, {"email": prepared.email, "otp": code}
-    if prepared.name is not None:
-        body["name"] = check_key_name(prepared.name)
+    """Buys a key with the code and stores it; returns (data, lines) as a command does."""
+    email, base_url = prepared.email, prepared.target.base_url
+    body = {"email": email, "otp": code}
+    if prepared.key_name is not None:
+        body["name"] = prepared.key_name
+    path = "/api/cli/login-complete"
     try:
-        data = call(ctx, target, "POST", "/api/cli/login-complete", "data", body, NEXT_CODE)
+        data = call(ctx, prepared.target, "POST", path, "data", body, NEXT_CODE)
     except ScriptoError as error:
         if error.code in ("network-error", "invalid-response"):  # it may have been heard
             error.next_action += "; if the code is used up by now, " + NEXT_CODE
         raise
     if not is_key(data.get("apiKey")):
-        raise bad_reply(target.base_url, "sent no key")
+        raise bad_reply(base_url, "sent no key")
     identity = {name: text_of(data, name) for name in IDENTITY if text_of(data, name)}
-    identity.setdefault("email", prepared.email)
-    named = prepared.profile_name
-    name = keep_key(prepared.file, prepared.state, named, identity, target.base_url)
-    lines = ["✓ Signed in", "", "  Email:    " + identity["email"]]
-    return stored(name, identity, target.base_url, lines)
+    identity.setdefault("email", email)
+    name = keep_key(prepared.file, prepared.state, prepared.profile_name, identity, base_url)
+    return stored(name, identity, base_url, ["✓ Signed in", "", "  Email:    " + identity["email"]])
 
 
 def cmd_login_complete(ctx, args):
-    check_email(args.email, "login-complete")
+    check_email(args.email, "login-complete")  # the first that is wrong is named first
     code = check_code(read_line(ctx, "Code: ") if args.code == "-" else args.code)
     return complete_sign_in(ctx, prepare_sign_in(ctx, args, "login-complete"), code)
-
-
-def codes_typed(ctx, target, email, then):
-    """Yields what is typed at the prompt. An empty line may ask for a new code."""
-    while True:
-        code = read_line(ctx, "Code: ").strip()
-        reply = "" if code else read_line(ctx, "Send a new code? [y/n] ").strip().lower()
-        if reply in ("y", "yes"):
-            request_code(ctx, target, email)
-        elif not code and reply not in ("n", "no"):  # the end of the input, most likely
-            raise ScriptoError("cancelled", "No code was given.", then)
-        elif code:
-            yield code
-
-
-def cmd_login(ctx, args):
-    """Both steps in one, with the code from a SOURCE or a terminal; a wrong one is not the end."""
-    prepared = prepare_sign_in(ctx, args, "login")
-    email, target = prepared.email, prepared.target
-    more = ("--name", args.name), ("--profile-name", args.profile_name)
-    then, place = "".join(in_two_steps(args, email, *more)), args.code_from
-    seconds = check_number(args.timeout or "90", "--timeout", 3600, 1)
-    place = ctx.env.get("SCRIPTO_CODE_FROM") if place is None else place
-    if place:
-        source = open_source(ctx, place, email, seconds)
-    elif not is_terminal(ctx.stdin):
-        first = then.replace("-complete", "-request").replace(" --code <6-digit-code>", "")
-        raise refused("There is no terminal to ask for the code at.", f"pass --code-from, or run: {first}")
-    request_code(ctx, target, email)
-    say(ctx, f"Sign-in code sent to {email}. If this is cut off, go on with:", "  " + then)
-    codes = (codes_from(ctx, source, email, seconds, then) if place
-             else codes_typed(ctx, target, email, then))
-    for code in codes:
-        try:
-            return complete_sign_in(ctx, prepared, check_code(code))
-        except ScriptoError as error:
-            if error.code != "invalid-argument":
-                raise
-            say(ctx, "✗ " + error.message)
 
 
 def keep_key(file, state, named, identity, base_url):
@@ -1322,6 +1336,46 @@ def stored(name, identity, base_url, lines):
     data = dict(identity, profile=name, active=True, baseUrl=base_url, apiKey=MASKED_KEY)
     lines += [f"  Profile:  {name} (now active)", "  API key:  " + MASKED_KEY]
     return data, lines + ["", "  Try it:  scripto whoami"]
+
+
+def codes_typed(ctx, prepared, then):
+    """Yields what is typed at the terminal. An empty line may ask for a new code."""
+    while True:
+        code = read_line(ctx, "Code: ").strip()
+        reply = "" if code else read_line(ctx, "Send a new code? [y/n] ").strip().lower()
+        if code:
+            yield code
+        elif reply in ("y", "yes"):
+            request_code(ctx, prepared.target, prepared.email, "login")
+        elif reply not in ("n", "no"):  # the end of the input, most likely
+            raise ScriptoError("cancelled", "No code was given.", then)
+
+
+def cmd_login(ctx, args):
+    """Both steps in one. A wrong code is not the end: a right one may come yet."""
+    prepared = prepare_sign_in(ctx, args, "login")
+    seconds = check_number(args.timeout or "90", "--timeout", 3600, 1)
+    more = ("--name", args.name), ("--profile-name", args.profile_name)
+    then = "".join(second_step(args, prepared.email, *more))
+    place = args.code_from or ctx.env.get("SCRIPTO_CODE_FROM")
+    if not place and not is_terminal(ctx.stdin):
+        first = "".join(second_step(args, prepared.email)).replace("complete", "request", 1)
+        first = first.replace(" --code <6-digit-code>", "", 1)
+        raise refused("There is no terminal to ask for the code at.",
+                      f"pass --code-from SOURCE, or take two steps, the first is: {first}")
+    source = open_source(ctx, place, prepared.email, seconds) if place else None
+    request_code(ctx, prepared.target, prepared.email, "login")
+    say(ctx, f"Sign-in code sent to {prepared.email}. If this is cut off, go on with:", "  " + then)
+    codes = codes_typed(ctx, prepared, then)
+    if source:
+        codes = codes_from(ctx, source, prepared.email, seconds, then)
+    for code in codes:
+        try:
+            return complete_sign_in(ctx, prepared, check_code(code))
+        except ScriptoError as error:
+            if error.code != "invalid-argument":
+                raise
+            say(ctx, "✗ " + error.message)
 
 
 def cmd_whoami(ctx, args):

@@ -9,7 +9,7 @@ import re
 import time
 
 import pytest
-from conftest import RawServer, http_reply
+from conftest import http_reply
 
 KEY = "scripto_" + "k" * 43
 
@@ -119,7 +119,6 @@ FOUND = {  # what kind of mail: (the mail, the code in it)
         mail("482913 is your code", ".").replace(b"charset=utf-8", b"charset=x-mad"), "482913"),
     "no end to its parts": (
         multipart("Sign in", "Your code: 482913", "").replace(b"--=_x--", b""), "482913"),
-    "a body of 50 MB": (mail("482913 is your code", "x" * 50 * 1024 * 1024), "482913"),
 }
 NONE = {  # what is no code, or no mail to that email
     "an order": mail("Your order 482913", "Order number: 482913. Order #482913, order no. 482913"),
@@ -174,7 +173,9 @@ class AnyCode:
         else:
             for number, content in enumerate(self.mails):
                 path = self.maildir / "tmp" / ("%d.%d" % (time.time(), number))
-                path.write_bytes(content)
+                with open(str(path), "wb") as file:
+                    for piece in [content] if isinstance(content, bytes) else content:
+                        file.write(piece)
                 path.rename(self.maildir / "new" / path.name)
             data = {"ok": True, "email": body["email"]}
         connection.sendall(http_reply({"success": True, "data": data}))
@@ -234,6 +235,12 @@ def test_nothing_of_a_mail_is_shown(read):
 def test_the_best_of_several_in_one_mail(read):
     text = "Thanks, 111111 people use it.\nYour sign-in code: 482913\n222222 of them liked it."
     backend, _ = read([mail("News for 333333 of you", text)])
+    assert backend.codes == ["482913"]
+
+
+def test_a_mail_of_50_mb(read):
+    """The code stands at its beginning; in pieces, to keep the tests themselves small."""
+    backend, _ = read([[mail("482913 is your code", ".")] + [b"x" * 2**20] * 50])
     assert backend.codes == ["482913"]
 
 
