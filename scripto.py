@@ -927,10 +927,10 @@ MAIL_BYTES = 1 << 20  # that are looked at of one mail, or of what a command pri
 NEXT_SOURCE = ("pass --code-from with -, cmd:COMMAND, maildir:DIR, mbox:FILE or "
                "imaps://USER@HOST[:PORT][/FOLDER]")
 NEXT_MAIL_SERVER = "check --code-from; SSL_CERT_FILE may name who signed a certificate"
-NEXT_PASSWORD = ("check USER and SCRIPTO_MAIL_PASSWORD (or ~/.netrc); where passwords are switched "
-                 "off, make an app password or set SCRIPTO_MAIL_TOKEN to an OAuth access token")
-# The shapes of a code, in no longer number, amount, colour or path; and what the words around one,
-# which is \0 there, say of it.
+NEXT_PASSWORD = ("check USER and SCRIPTO_MAIL_PASSWORD (or ~/.netrc, mode 0600); where passwords are "
+                 "switched off: an app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
+# The shapes of a code, in no longer number, amount, colour or path; and what the words around it,
+# where it is a \0, say of it.
 CODE_FORM = (r"(?<![^\W_])(?<![#$€£+/&@%.,-])(?<![0-9][ -])"
              r"(?:[0-9]{6}|[0-9]{3}[ -][0-9]{3}|[0-9](?: [0-9]){5})"
              r"(?![^\W_]|[%/@-]|[.,: -][0-9])")
@@ -946,10 +946,11 @@ def find_code(texts, tried):
     for text in texts:
         text = re.sub(r"\b(?:https?://|www\.)\S+", " ", text[:MAIL_BYTES].replace("\xa0", " "))
         for match in re.finditer(CODE_FORM, text):
-            start, end, code = match.start(), match.end(), re.sub("[ -]", "", match.group())
+            start, end = match.span()
             sentence = re.split(r"[.!?\n]", text[end : end + 40])[0]
             around = text[max(0, start - 80) : start] + "\0" + sentence
-            rank = 2 if re.search(IS_CODE, around) else int(end - start == 6)
+            code, rank = re.sub("[ -]", "", match.group()), int(end - start == 6)
+            rank = 2 if re.search(IS_CODE, around) else rank
             if code not in tried and rank > best[0] and not re.search(IS_OTHER, around):
                 best = rank, code
     return best[1]
@@ -981,8 +982,8 @@ def examine(content, email, tried):
         return None, find_code([content], tried)
     try:
         message = message_from_bytes(content, policy=policy.default)
-        names = ("To", "Cc", "Delivered-To", "X-Original-To")
-        to = " ".join(str(each) for name in names for each in message.get_all(name, ()))
+        fields = ("To", "Cc", "Delivered-To", "X-Original-To")
+        to = " ".join(str(each) for field in fields for each in message.get_all(field, ()))
         to_us = email.lower() in re.split(r'[\s<>,;:"()]+', to.lower())
         return to_us, find_code(texts_of(message), tried) if to_us else None
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError,
@@ -1000,15 +1001,11 @@ def watch_input(ctx, place, email):
 
 
 def end_command(process):
-    """And what it started."""
-    import signal  # lazy
-
+    """With what it started."""
     try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except AttributeError:  # Windows
+        os.kill(-process.pid, 9)
+    except (OSError, OverflowError):  # it has ended; or this is Windows, which has no groups
         process.kill()
-    except OSError:
-        pass  # it has ended by itself
 
 
 def watch_command(ctx, command, email):
@@ -1039,7 +1036,7 @@ def watch_maildir(ctx, folder, email):
     while True:
         yield found
         found = {}
-        for name in sorted(set(box.keys()) - known):
+        for name in set(box.keys()) - known:
             try:
                 with box.get_file(name) as file:
                     found[name] = file.read(MAIL_BYTES)
@@ -1060,34 +1057,37 @@ def watch_mbox(ctx, path, email):
         yield {at: b"From " + mail[:MAIL_BYTES] for at, mail in enumerate(mails)}
 
 
-def mail_secret(ctx, user, host):
-    """(an OAuth access token or None, a password or None)."""
+def words_of(error):
+    """A mail server may say anything: harmless and short."""
+    words = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or error.args[0]
+    words = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
+    return harmless(words)[:200]
+
+
+def log_in(ctx, box, user, host):
+    """By a token (SASL XOAUTH2, as Google and Microsoft have it), else by a password."""
     import netrc  # lazy
 
     token, password = map(ctx.env.get, ("SCRIPTO_MAIL_TOKEN", "SCRIPTO_MAIL_PASSWORD"))
     try:
         if not token and not password:
-            login, _, password = netrc.netrc().authenticators(host) or (user, "", "")
+            login, _, password = netrc.netrc().authenticators(host) or ("", "", "")
             password = password if login == user else ""
     except (OSError, ValueError, netrc.NetrcParseError):
-        pass  # none, or one that others can read
+        pass  # there is none, or others can read it
     if not token and not password:
-        hint = "set SCRIPTO_MAIL_PASSWORD, or have it in ~/.netrc (mode 0600)"
-        raise refused(f"There is no password for {readable(user)} at {host}.", hint)
-    return token, password
-
-
-def connect_imap(secure, host, port):
-    import imaplib  # lazy
-
-    if secure:
-        box = imaplib.IMAP4_SSL(host, int(port or 993), ssl_context=checked_tls())
-    else:
-        box = imaplib.IMAP4(host, int(port or 143))
-        if not is_loopback(host):
-            box.starttls(checked_tls())
-    box.sock.settimeout(LOCK_SECONDS)
-    return box
+        raise refused(f"There is no password for {readable(user)} at {host}.", NEXT_PASSWORD)
+    kind, reply = "PLAIN", f"\0{user}\0{password}"
+    if token:
+        kind, reply = "XOAUTH2", f"user={user}\1auth=Bearer {token}\1\1"
+    try:
+        if token or "AUTH=PLAIN" in box.capabilities:
+            box.authenticate(kind, lambda challenge: b"" if challenge else reply.encode())
+        else:
+            box.login(user, password)
+    except box.error as error:
+        words = words_of(error).replace(token or password, "...")
+        raise blocked(f"{host} refused the log-in: {words}", NEXT_PASSWORD)
 
 
 def open_imap(ctx, url):
@@ -1101,54 +1101,43 @@ def open_imap(ctx, url):
         raise refused("An IMAP mailbox has a user and a host here, and no password.", NEXT_SOURCE)
     secure, user, host, port, folder = map(unquote, match.groups(""))
     host, folder = host.strip("[]"), re.sub(r'(["\\])', r"\\\1", folder or "INBOX")
-    token, password = mail_secret(ctx, user, host)
-    code, hint = "network-error", NEXT_MAIL_SERVER
     try:
-        box = connect_imap(secure, host, port)
-        code, hint = "failed-precondition", NEXT_PASSWORD
-        if token:  # SASL XOAUTH2, as Google and Microsoft have it
-            login = f"user={user}\1auth=Bearer {token}\1\1".encode()
-            box.authenticate("XOAUTH2", lambda challenge: b"" if challenge else login)
+        if secure:
+            box = imaplib.IMAP4_SSL(host, int(port or 993), ssl_context=checked_tls())
         else:
-            box.login(user, password)
-        code, hint = "invalid-argument", "pass another /FOLDER in --code-from"
+            box = imaplib.IMAP4(host, int(port or 143))
+        if not secure and not is_loopback(host):
+            box.starttls(checked_tls())
+        box.sock.settimeout(LOCK_SECONDS)
+        log_in(ctx, box, user, host)
         status, reply = box.status(f'"{folder}"', "(UIDNEXT UIDVALIDITY)")
         if status != "OK" or box.select(f'"{folder}"', readonly=True)[0] != "OK":
-            raise box.error(reply[-1])
-    except (OSError, UnicodeError, imaplib.IMAP4.error) as error:
-        if isinstance(error, (OSError, imaplib.IMAP4.abort)):
-            code, hint = "network-error", NEXT_MAIL_SERVER
-        words = getattr(error, "verify_message", "") or getattr(error, "strerror", "")
-        words = words or error.args[0]
-        words = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
-        words = words.replace(token or password, "...")
-        raise ScriptoError(code, f"The mail server {host}: {harmless(words)[:200]}", hint)
+            problem = f"{host} does not open that folder: {words_of(box.error(reply[-1]))}"
+            raise refused(problem, "pass another /FOLDER in --code-from")
+    except (OSError, OverflowError, UnicodeError, imaplib.IMAP4.error) as error:
+        problem = f"The mail server {host} cannot be used: {words_of(error)}"
+        raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER)
     numbers = dict(re.findall(rb"(UID[A-Z]+) ([0-9]+)", reply[-1].rpartition(b"(")[2]))
     return box, numbers[b"UIDVALIDITY"], int(numbers[b"UIDNEXT"])
 
 
-def new_mails(box, first):
-    """{UID: its beginning} from that UID on. The last mail comes with any `n:*`, however old."""
-    box.noop()
-    found, (status, uids) = {}, box.uid("SEARCH", f"UID {first}:*")
-    for uid in map(int, (uids[0] or b"").split() if status == "OK" else ()):
-        if uid >= first:
-            parts = box.uid("FETCH", str(uid), f"(BODY.PEEK[]<0.{MAIL_BYTES}>)")[1]
-            found[uid] = next((part[1] for part in parts if isinstance(part, tuple)), b"")
-    return found
-
-
 def watch_imap(ctx, url, email):
-    box, validity, first = open_imap(ctx, url)
-    found = {}
+    """The last mail comes with any search for `n:*`, however old. A connection that drops, as with
+    busy servers, is made again; with another UIDVALIDITY nothing is known to be new."""
+    (box, validity, first), found = open_imap(ctx, url), {}
     while True:
         yield found
+        found = {}
         try:
-            found = new_mails(box, first)
-        except (OSError, box.error):  # dropped, as busy servers do
-            box, now_valid, next_uid = open_imap(ctx, url)
-            first = first if now_valid == validity else next_uid
-            validity, found = now_valid, {}
+            box.noop()
+            status, uids = box.uid("SEARCH", f"UID {first}:*")
+            for uid in map(int, (uids[0] or b"").split() if status == "OK" else ()):
+                if uid >= first:
+                    parts = box.uid("FETCH", str(uid), f"(BODY.PEEK[]<0.{MAIL_BYTES}>)")[1]
+                    found[uid] = next((part[1] for part in parts if isinstance(part, tuple)), b"")
+        except (OSError, box.error):
+            box, now, next_uid = open_imap(ctx, url)
+            validity, first, found = now, first if now == validity else next_uid, {}
         first = max(found, default=first - 1) + 1
 
 
@@ -1160,7 +1149,7 @@ SOURCES = {  # kind: (generator, seconds between two looks)
 
 def follow(source, pause, queue):
     """What a source gives or raises goes to that queue. In a thread: no time-out of ours ends a
-    name look-up, a read or a server that dribbles."""
+    name look-up, a read, or a server that dribbles."""
     try:
         for found in source:
             queue.put(found)
@@ -1230,7 +1219,8 @@ def codes_from(ctx, queue, email, seconds, then):
             found = next_found(ctx, queue, give_up)
             if found is None:
                 problem = f"No code came within {seconds} seconds: "
-                raise ScriptoError("network-error", f"{problem}{what_came(looked, email, tried)}.", then)
+                problem += what_came(looked, email, tried) + "."
+                raise ScriptoError("network-error", problem, then)
             for name in sorted(found, reverse=True):  # the newest first
                 looked[name] = _, code = examine(found[name], email, tried)
                 if code:
@@ -1604,8 +1594,7 @@ More: `scripto doctor` (what is wrong here), `scripto guide --json` (every comma
 """
 SKILL = """---
 name: scripto
-description: Sign this machine in to Scripto (BASE_URL) by an emailed code, with no browser, and use
-  its API key. Use it when something needs a Scripto key, or scripto ends with exit status 4.
+description: Sign in to Scripto (BASE_URL) by an emailed code and use its API key. For when one is needed, or scripto exits with status 4.
 ---
 
 """
@@ -1616,27 +1605,23 @@ def guide_text(url, text=GUIDE):
     return text.replace("EXIT_STATUSES\n", statuses + "\n").replace("BASE_URL", url)
 
 
-def described(options, word):
-    """A flag or argument; a default stands in parentheses in what it is for."""
-    takes, purpose = options[word]
-    default = re.search(r"\(([0-9.]+)\)", purpose)
-    return {"name": word, "takes": takes, "purpose": purpose,
-            "default": default and default.group(1)}
-
-
 def cmd_guide(ctx, args):
-    """The JSON is made of the tables that the program runs by."""
-    url = given(ctx, check_base_url, "", None, "SCRIPTO_API_BASE_URL")[0] or default_url(ctx)
-    everywhere = ["--json", "--help"]
+    """The JSON is made of the tables that the program runs by; a default stands in parentheses in
+    what an option is for."""
+    url = given_url(ctx, args)[0] or default_url(ctx)
+    options = [
+        {"name": name, "takes": takes, "purpose": purpose,
+         "default": (re.findall(r"\(([0-9.]+)\)", purpose) + [None])[0]}
+        for name, (takes, purpose) in ctx.options.items()]
     commands = [
-        {"name": name, "purpose": command.purpose, "example": f"scripto {name} {command.example}",
-         "changes": command.changes,
-         "takes": [described(ctx.options, word) for word in command.takes.split() + everywhere]}
+        {"name": name, "purpose": command.purpose, "takes": command.takes.split(),
+         "example": f"scripto {name} {command.example}".strip(), "changes": command.changes}
         for name, command in ctx.commands.items()]
     errors = [{"code": code, "httpStatus": http, "exitStatus": status}
               for code, (http, status) in ERRORS.items()]
     data = {"schemaVersion": 1, "version": __version__, "baseUrl": url, "commands": commands,
-            "errors": errors, "exitStatuses": EXIT_STATUSES, "environment": ENVIRONMENT}
+            "options": options, "errors": errors, "exitStatuses": EXIT_STATUSES,
+            "environment": ENVIRONMENT}
     return data, guide_text(url, SKILL * args.skill + GUIDE).splitlines()
 
 
@@ -2551,7 +2536,7 @@ COMMANDS = {
     "demo": Command(
         cmd_demo, "see the whole sign-in work, in a throw-away folder", "", "", ""),
     "guide": Command(
-        cmd_guide, "how an agent signs in, in Markdown; as JSON: all there is", "--skill", "", ""),
+        cmd_guide, "how an agent signs in, in Markdown; as JSON: all there is", "--skill --api-url", "", ""),
     "doctor": Command(cmd_doctor, "check what works on this machine", KEY, "", ""),
 }
 GROUPS = ("auth", "config")

@@ -754,7 +754,7 @@ def test_no_password_at_all(newest, backend, imap):
     server = imap()
     run = login(newest, backend, server.url())
     assert run.error["code"] == "invalid-argument" and "~/.netrc" in run.error["nextAction"]
-    assert nothing_sent(backend) and server.asked == []
+    assert nothing_sent(backend) and server.asked == ["CAPABILITY"]
 
 
 def test_no_such_folder(newest, backend, imap):
