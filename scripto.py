@@ -1162,19 +1162,18 @@ def next_found(ctx, queue, give_up):
     """What a source gave next, None once the time is over. Raises what it raised."""
     from queue import Empty  # lazy
 
-    while time.monotonic() < give_up:
-        left = give_up - time.monotonic()
-        progress(ctx, f"Waiting for the code, {left:.0f} seconds left")
+    found = None
+    while found is None and time.monotonic() < give_up:
+        progress(ctx, f"Waiting for the code, {give_up - time.monotonic():.0f} seconds left")
         try:
             found = queue.get(timeout=0.2)
         except Empty:
-            continue
+            pass
         finally:
             progress(ctx, "")
-        if isinstance(found, Exception):
-            raise found
-        return found
-    return None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def open_source(ctx, text, email, seconds):
@@ -1199,15 +1198,15 @@ def open_source(ctx, text, email, seconds):
     return found
 
 
-def what_came(looked, email, tried):
+def what_came(looked, email):
     """In words, and none of them a mail's."""
-    to_us, new = [verdict[0] for verdict in looked.values()], len(looked)
+    to_us = [is_to_us for is_to_us, _ in looked.values()]
     if None in to_us:
         return "none in " + list(looked)[-1]
-    what = f"{new or 'no'} new message{'s' * (new != 1)}" + f", none to {email}" * bool(new)
+    text = f"{len(to_us) or 'no'} new messages" + f", none to {email}" * bool(to_us)
     if any(to_us):
-        what = f"{sum(to_us)} to {email}, with no {'other ' * bool(tried)}code in it"
-    return what + "; a spam folder is worth a look (for IMAP: .../Junk)"
+        text = f"{sum(to_us)} to {email}, with no right code in it"
+    return text + "; a spam folder is worth a look (for IMAP: .../Junk)"
 
 
 def codes_from(ctx, queue, email, seconds, then):
@@ -1218,8 +1217,7 @@ def codes_from(ctx, queue, email, seconds, then):
         while True:
             found = next_found(ctx, queue, give_up)
             if found is None:
-                problem = f"No code came within {seconds} seconds: "
-                problem += what_came(looked, email, tried) + "."
+                problem = f"No code came within {seconds} seconds: {what_came(looked, email)}."
                 raise ScriptoError("network-error", problem, then)
             for name in sorted(found, reverse=True):  # the newest first
                 looked[name] = _, code = examine(found[name], email, tried)
@@ -1349,10 +1347,9 @@ def cmd_login(ctx, args):
     then = "".join(second_step(args, prepared.email, *more))
     place = args.code_from or ctx.env.get("SCRIPTO_CODE_FROM")
     if not place and not is_terminal(ctx.stdin):
-        first = "".join(second_step(args, prepared.email)).replace("complete", "request", 1)
-        first = first.replace(" --code <6-digit-code>", "", 1)
-        raise refused("There is no terminal to ask for the code at.",
-                      f"pass --code-from SOURCE, or take two steps, the first is: {first}")
+        first = flagged("--email", prepared.email) + second_step(args, prepared.email)[1]
+        hint = f"pass --code-from, or in two steps: scripto auth login-request{first}; then: {then}"
+        raise refused("There is no terminal to ask for the code at.", hint)
     source = open_source(ctx, place, prepared.email, seconds) if place else None
     request_code(ctx, prepared.target, prepared.email, "login")
     say(ctx, f"Sign-in code sent to {prepared.email}. If this is cut off, go on with:", "  " + then)

@@ -422,7 +422,8 @@ def test_no_source_and_no_terminal(flags, scripto, backend):
     assert (run.error["code"], run.status) == ("invalid-argument", 2)
     hint = run.error["nextAction"]
     assert "--code-from" in hint and nothing_sent(backend)
-    words = re.search("scripto (auth login-request .*)", hint).group(1).split()
+    assert hint.endswith("; then: " + go_on("--name n --api-url", backend.url))
+    words = re.search("scripto (auth login-request .*?);", hint).group(1).split()
     assert scripto.run(*words).status == 0  # as it stands
 
 
@@ -530,7 +531,7 @@ def test_what_came_is_counted(newest, backend, tmp_path):
     process = start_login(newest, backend, "maildir:%s" % maildir, "--timeout", "2")
     wait_until(lambda: len(backend.mails()) == 2)
     deliver(maildir, "To: x@x.example\nSubject: 123456 is your code\n\n.\n")
-    assert ": 1 new message, none to you@example.com;" in ended(process)[1]["error"]["message"]
+    assert ": 1 new messages, none to you@example.com;" in ended(process)[1]["error"]["message"]
 
 
 # ---- IMAP ----
