@@ -1521,21 +1521,21 @@ ENVIRONMENT = {
 GUIDE = """# Scripto: sign this machine in, with no browser
 
 You need Python 3.6 or newer and an email address whose mail you can read. A new email is signed
-up by signing in. The backend is BASE_URL.
+up by signing in. The backend is THIS_URL.
 
 ## Get it
 
 ```sh
 mkdir -p ~/.local/bin && cd ~/.local/bin && export PATH="$PWD:$PATH"
-curl -fsSo scripto BASE_URL/scripto.py && chmod +x scripto   # one file, it knows this backend
+curl -fsSo scripto THIS_URL/scripto.py && chmod +x scripto   # one file, it knows this backend
 ```
 
-Without curl: `python3 -c 'import urllib.request as u; u.urlretrieve("BASE_URL/scripto.py",
+Without curl: `python3 -c 'import urllib.request as u; u.urlretrieve("THIS_URL/scripto.py",
 "scripto")'`. In a new shell set PATH again, or say `python3 ~/.local/bin/scripto` for `scripto`.
 
 ## Sign in
 
-In one step, where a mailbox can be read (SCRIPTO_CODE_FROM, if it is set, replaces --code-from):
+In one step, where a mailbox can be read (where SCRIPTO_CODE_FROM is set, leave --code-from out):
 
 ```sh
 scripto auth login --email you@example.com --code-from SOURCE --json
@@ -1558,7 +1558,7 @@ digits and try again (3 tries). Never ask for new codes in a loop: there are 5 i
 With --json exactly one line comes on standard output:
 
 ```json
-{"success": true, "data": {"profile": "you", "active": true, "email": "you@example.com", "baseUrl": "BASE_URL", "apiKey": "scripto_********"}}
+{"success": true, "data": {"profile": "you", "active": true, "email": "you@example.com", "baseUrl": "THIS_URL", "apiKey": "scripto_********"}}
 {"success": false, "error": {"code": "unauthenticated", "message": "There is no API key.", "nextAction": "sign in with: scripto auth login-request --email <your-email>"}}
 ```
 
@@ -1568,13 +1568,13 @@ EXIT_STATUSES
 ## Use the key
 
 It is stored in ~/.config/scripto/config.json, for you alone. Never print it, log it, or send it to
-another host than BASE_URL.
+another host than THIS_URL.
 
 ```sh
 scripto whoami --json                 # whose key is in force
 scripto api /api/keys                 # one request with it, the reply as it came
 scripto run -- COMMAND                # COMMAND gets SCRIPTO_API_KEY and SCRIPTO_API_BASE_URL
-scripto auth token | sed 's/^/Authorization: Bearer /' | curl -fsS -H @- BASE_URL/api/keys
+scripto auth token | sed 's/^/Authorization: Bearer /' | curl -fsS -H @- THIS_URL/api/keys
 ```
 
 SCRIPTO_API_KEY, if it is set, wins over what is stored. Routes, each with `Authorization: Bearer`:
@@ -1591,7 +1591,7 @@ More: `scripto doctor` (what is wrong here), `scripto guide --json` (every comma
 """
 SKILL = """---
 name: scripto
-description: Sign in to Scripto (BASE_URL) by an emailed code and use its API key. For when one is needed, or scripto exits with status 4.
+description: Sign in to Scripto (THIS_URL) by an emailed code and use its API key. For when one is needed, or scripto exits with status 4.
 ---
 
 """
@@ -1599,7 +1599,7 @@ description: Sign in to Scripto (BASE_URL) by an emailed code and use its API ke
 
 def guide_text(url, text=GUIDE):
     statuses = "".join(f"- {status}: {what}\n" for status, what in EXIT_STATUSES.items())
-    return text.replace("EXIT_STATUSES\n", statuses + "\n").replace("BASE_URL", url)
+    return text.replace("EXIT_STATUSES\n", statuses + "\n").replace("THIS_URL", url)
 
 
 def cmd_guide(ctx, args):
