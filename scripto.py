@@ -919,23 +919,23 @@ def backend_error(status, value, hint):
 
 
 # ---- Mailbox --------------------------
-# Where `auth login` finds the code. A source is a generator of {name: mail as bytes, or text}: first
-# nothing, once it knows what is there already, then what came since. Of a mail only six digits
-# leave this section: what strangers write reaches neither screen nor log.
+# Where `auth login` finds the code. A source is a generator of {name: mail as bytes, or text}:
+# first nothing, once it knows what is there already, then what came since. Of a mail only six
+# digits leave this section: what strangers write reaches neither screen nor log.
 
 MAIL_BYTES = 1 << 20  # that are looked at of one mail, or of what a command prints
 NEXT_SOURCE = ("pass --code-from with -, cmd:COMMAND, maildir:DIR, mbox:FILE or "
                "imaps://USER@HOST[:PORT][/FOLDER]")
 NEXT_MAIL_SERVER = "check --code-from; SSL_CERT_FILE may name who signed a certificate"
-NEXT_PASSWORD = ("check USER and SCRIPTO_MAIL_PASSWORD (or ~/.netrc, mode 0600); where passwords are "
-                 "switched off: an app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
+NEXT_PASSWORD = ("check USER and SCRIPTO_MAIL_PASSWORD (or ~/.netrc, mode 0600); where passwords "
+                 "are switched off: an app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
 # The shapes of a code, in no longer number, amount, colour or path; and what the words around it,
 # where it is a \0, say of it.
 CODE_FORM = (r"(?<![^\W_])(?<![#$€£+/&@%.,-])(?<![0-9][ -])"
              r"(?:[0-9]{6}|[0-9]{3}[ -][0-9]{3}|[0-9](?: [0-9]){5})"
              r"(?![^\W_]|[%/@-]|[.,: -][0-9])")
-OTHER = (r"(?:order|invoice|receipt|ref(?:erence)?|ticket|case|booking|number|no|nr|id|tel|fax|phone|"
-         r"total|amount|(?:zip|postal|promo|voucher|error|area) code)")
+OTHER = (r"(?:order|invoice|receipt|ref(?:erence)?|ticket|case|booking|number|no|nr|id|tel|fax|"
+         r"phone|total|amount|(?:zip|postal|promo|voucher|error|area) code)")
 IS_OTHER = rf"(?i)\b{OTHER}(?: is)?\W*\0|\0 is (?:your |the )?{OTHER}\b"
 IS_CODE = r"(?i)\b(?:pass)?code|verif|sign.?in|log.?in|one.time|\botp\b"
 
@@ -1147,19 +1147,19 @@ SOURCES = {  # kind: (generator, seconds between two looks)
 }
 
 
-def follow(source, pause, queue):
-    """What a source gives or raises goes to that queue. In a thread: no time-out of ours ends a
-    name look-up, a read, or a server that dribbles."""
+def follow(source, pause, queue, email, tried):
+    """What was found, and what a source raises, goes to that queue. In a thread: no time-out of
+    ours ends a name look-up, a read, a server that dribbles or a mail that is a puzzle."""
     try:
         for found in source:
-            queue.put(found)
+            queue.put({name: examine(found[name], email, tried) for name in found})
             time.sleep(pause)
     except Exception as error:  # whatever it is, it is raised below
         queue.put(error)
 
 
 def next_found(ctx, queue, give_up):
-    """What a source gave next, None once the time is over. Raises what it raised."""
+    """What follow() put there next, None once the time is over. Raises what it caught."""
     from queue import Empty  # lazy
 
     found = None
@@ -1177,7 +1177,8 @@ def next_found(ctx, queue, give_up):
 
 
 def open_source(ctx, text, email, seconds):
-    """Its queue. Raises, before a code is asked for, whatever is wrong with it."""
+    """(its queue, a set for the codes that were tried). Raises, before a code is asked for, what
+    is wrong with it."""
     import queue  # lazy
     import threading
 
@@ -1187,15 +1188,16 @@ def open_source(ctx, text, email, seconds):
     watch, pause = SOURCES[kind]
     place = os.path.expanduser(place) if kind in ("maildir", "mbox") else place
     source = watch(ctx, text if watch is watch_imap else place, email)
-    found = queue.Queue()
-    threading.Thread(target=follow, args=(source, pause, found), daemon=True).start()
+    found, tried = queue.Queue(), set()
+    arguments = source, pause, found, email, tried
+    threading.Thread(target=follow, args=arguments, daemon=True).start()
     try:
         opened = next_found(ctx, found, time.monotonic() + seconds)
     except OSError as error:
         raise refused(f"{readable(place)} cannot be read: {error.strerror}.", NEXT_SOURCE)
     if opened is None:
         raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
-    return found
+    return found, tried
 
 
 def what_came(looked, email):
@@ -1209,19 +1211,20 @@ def what_came(looked, email):
     return text + "; a spam folder is worth a look (for IMAP: .../Junk)"
 
 
-def codes_from(ctx, queue, email, seconds, then):
+def codes_from(ctx, source, email, seconds, then):
     """Yields each code once, as it comes. Raises when the time is over or no more can come; `then`
     is how to go on."""
-    give_up, looked, tried = time.monotonic() + seconds, {}, set()
+    (queue, tried), give_up, looked = source, time.monotonic() + seconds, {}
     try:
         while True:
             found = next_found(ctx, queue, give_up)
             if found is None:
                 problem = f"No code came within {seconds} seconds: {what_came(looked, email)}."
                 raise ScriptoError("network-error", problem, then)
+            looked.update(found)
             for name in sorted(found, reverse=True):  # the newest first
-                looked[name] = _, code = examine(found[name], email, tried)
-                if code:
+                code = found[name][1]
+                if code and code not in tried:
                     tried.add(code)
                     yield code
     except OSError as error:
@@ -1558,8 +1561,10 @@ digits and try again (3 tries). Never ask for new codes in a loop: there are 5 i
 With --json exactly one line comes on standard output:
 
 ```json
-{"success": true, "data": {"profile": "you", "active": true, "email": "you@example.com", "baseUrl": "THIS_URL", "apiKey": "scripto_********"}}
-{"success": false, "error": {"code": "unauthenticated", "message": "There is no API key.", "nextAction": "sign in with: scripto auth login-request --email <your-email>"}}
+{"success": true, "data": {"profile": "you", "active": true, "email": "you@example.com", \
+"baseUrl": "THIS_URL", "apiKey": "scripto_********"}}
+{"success": false, "error": {"code": "unauthenticated", "message": "There is no API key.", \
+"nextAction": "sign in with: scripto auth login-request --email <your-email>"}}
 ```
 
 On an error do what nextAction says, or show it to your user word for word. Exit statuses:
@@ -1583,15 +1588,16 @@ SCRIPTO_API_KEY, if it is set, wins over what is stored. Routes, each with `Auth
 ## Several identities
 
 Each sign-in makes a profile, named after the email, and makes it the active one. `scripto use`
-lists them, `scripto use NAME` switches; `--profile NAME` or SCRIPTO_PROFILE=NAME is for one command,
-or for agents side by side. `scripto logout [NAME]` forgets a key here and does not revoke it; with
---revoke it does, as `scripto keys list` and `scripto keys revoke ID` do for any key.
+lists them, `scripto use NAME` switches; `--profile NAME` or SCRIPTO_PROFILE=NAME is for one
+command, or for agents side by side. `scripto logout [NAME]` forgets a key here and does not revoke
+it; with --revoke it does, as `scripto keys list` and `scripto keys revoke ID` do for any key.
 
 More: `scripto doctor` (what is wrong here), `scripto guide --json` (every command and flag).
 """
 SKILL = """---
 name: scripto
-description: Sign in to Scripto (THIS_URL) by an emailed code and use its API key. For when one is needed, or scripto exits with status 4.
+description: Sign in to Scripto (THIS_URL) by an emailed code and use its API key. \
+For when one is needed, or scripto exits with status 4.
 ---
 
 """
@@ -2533,7 +2539,8 @@ COMMANDS = {
     "demo": Command(
         cmd_demo, "see the whole sign-in work, in a throw-away folder", "", "", ""),
     "guide": Command(
-        cmd_guide, "how an agent signs in, in Markdown; as JSON: all there is", "--skill --api-url", "", ""),
+        cmd_guide, "how an agent signs in, in Markdown; as JSON: all there is",
+        "--skill --api-url", "", ""),
     "doctor": Command(cmd_doctor, "check what works on this machine", KEY, "", ""),
 }
 GROUPS = ("auth", "config")
@@ -2573,7 +2580,7 @@ def overview(prefix=""):
 
 
 def unknown(kind, word, known, before, otherwise):
-    """The refusal names what is most like the word, if anything is. known: {word: what it means}."""
+    """The refusal names what is most like the word, if anything is. known: {word: its meaning}."""
     try:
         import difflib  # lazy
 

@@ -251,9 +251,9 @@ def test_the_newest_mail_first(read):
 
 def test_hostile_text_takes_no_time(read):
     """Patterns that would be quadratic: each mail is a megabyte of what they stumble at."""
-    bodies = ["<" * 10**6, "<style" * 10**5, "1 2 3 4 5 " * 10**5, "https://" * 10**5, "&#1" * 10**5,
-              "order " * 10**5, "111111 " * 10**5, "code" * 10**5, "a@" * 10**5]
-    mails = [mail("Hi", body, kind=kind) for body in bodies for kind in ("text/plain", "text/html")]
+    units = ["<", "<style", "1 2 3 4 5 ", "https://", "&#1", "order ", "111111 ", "code", "a@"]
+    mails = [[mail("Hi", "", kind=kind)] + [(unit * 9999).encode()] * (100 // len(unit))
+             for unit in units for kind in ("text/plain", "text/html")]
     mails += [mail("x" * 10**6, "."), mail("Hi", ".", to="a@b.example, " * 10**5)]
     started = time.monotonic()
     _, run = read(mails, "--timeout", "3", "--json")
