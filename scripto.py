@@ -3,8 +3,8 @@
 
 One file, standard library only, Python 3.6 or newer; `scripto serve` makes it its own backend.
 Each section stands above those that use it, so the story starts at the bottom, in main():
-Constants, Errors, Terminal, Door, Profiles, Resolution, HTTP client, Account; the backend's Mail,
-Store, Routes, Server and Operator; Doctor; Command line.
+Constants, Errors, Terminal, Door, Profiles, Resolution, HTTP client, Mailbox, Account, Guide; the
+backend's Mail, Store, Routes, Server and Operator; Doctor; Command line.
 
 Imports marked `lazy` would cost most commands more time than all their work.
 """
@@ -242,6 +242,15 @@ def say(ctx, *lines, end="\n"):
     return True
 
 
+def progress(ctx, text):
+    """One line at a terminal, which the next one takes the place of."""
+    if is_terminal(ctx.stderr):
+        try:
+            emit(ctx.stderr, f"\r{text:50}\r")
+        except OSError:
+            pass
+
+
 def warn(ctx, text):
     """Once for each text."""
     if text not in ctx.warned:
@@ -295,6 +304,12 @@ def confirm(ctx, args, question, command):
         raise refused("There is no terminal to ask at.", "add --yes to: scripto " + command)
     if read_line(ctx, question + " [y/N] ").strip().lower() not in ("y", "yes"):
         raise ScriptoError("cancelled", "Nothing was changed.", "answer y, or add --yes")
+
+
+def next_bytes(ctx):
+    """What has come on standard input, b"" at its end. Past the buffer: Python cannot end well
+    while a thread waits in there."""
+    return os.read(ctx.stdin.fileno(), 64 << 10) if ctx.stdin else b""
 
 
 # ---- Door -----------------------------
@@ -364,9 +379,9 @@ def check_key_name(text):
     return text
 
 
-def check_number(text, flag, most):
-    if not re.match(r"[0-9]{1,9}\Z", text) or int(text) > most:
-        problem = f"'{readable(text)}' is not a whole number from 0 to {most}."
+def check_number(text, flag, most, least=0):
+    if not re.match(r"[0-9]{1,9}\Z", text) or not least <= int(text) <= most:
+        problem = f"'{readable(text)}' is not a whole number from {least} to {most}."
         raise refused(problem, "pass another " + flag)
     return int(text)
 
@@ -1098,9 +1113,332 @@ def backend_error(status, value, hint, key_source=None):
     return ScriptoError(code, message, next_action, status)
 
 
+# ---- Mailbox --------------------------
+# Where `auth login` finds the code. A source is a generator of {name: mail as bytes, or text}:
+# first nothing, once it knows what is there already, then what came since. Of a mail only six
+# digits leave this section: what strangers write reaches neither screen nor log.
+
+MAIL_BYTES = 1 << 20  # that are looked at of one mail, or of what a command prints
+NEXT_SOURCE = ("pass --code-from with -, cmd:COMMAND, maildir:DIR, mbox:FILE or "
+               "imaps://USER@HOST[:PORT][/FOLDER]")
+NEXT_MAIL_SERVER = "check --code-from; SSL_CERT_FILE may name who signed a certificate"
+NEXT_PASSWORD = ("check USER and SCRIPTO_MAIL_PASSWORD (or ~/.netrc, mode 0600); where passwords "
+                 "are switched off: an app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
+# The shapes of a code, in no longer number, amount, colour or path; and what the words around it,
+# where it is a \0, say of it.
+CODE_FORM = (r"(?<![^\W_])(?<![#$€£+/&@%.,-])(?<![0-9][ -])"
+             r"(?:[0-9]{6}|[0-9]{3}[ -][0-9]{3}|[0-9](?: [0-9]){5})"
+             r"(?![^\W_]|[%/@-]|[.,: -][0-9])")
+OTHER = (r"(?:order|invoice|receipt|ref(?:erence)?|ticket|case|booking|number|no|nr|id|tel|fax|"
+         r"phone|total|amount|(?:zip|postal|promo|voucher|error|area) code)")
+IS_OTHER = rf"(?i)\b{OTHER}(?: is)?\W*\0|\0 is (?:your |the )?{OTHER}\b"
+IS_CODE = r"(?i)\b(?:pass)?code|verif|sign.?in|log.?in|one.time|\botp\b"
+
+
+def find_code(texts, tried):
+    """The six digits that are most likely a code, and none of the tried; None for none."""
+    best = 0, None
+    for text in texts:
+        text = re.sub(r"\b(?:https?://|www\.)\S+", " ", text[:MAIL_BYTES].replace("\xa0", " "))
+        for match in re.finditer(CODE_FORM, text):
+            start, end = match.span()
+            sentence = re.split(r"[.!?\n]", text[end : end + 40])[0]
+            around = text[max(0, start - 80) : start] + "\0" + sentence
+            code, rank = re.sub("[ -]", "", match.group()), int(end - start == 6)
+            rank = 2 if re.search(IS_CODE, around) else rank
+            if code not in tried and rank > best[0] and not re.search(IS_OTHER, around):
+                best = rank, code
+    return best[1]
+
+
+def texts_of(message):
+    """Subject, plain texts, HTML: decoded, without tags and style sheets."""
+    from html import unescape  # lazy
+
+    yield str(message["subject"])
+    for kind in ("text/plain", "text/html"):
+        for part in message.walk():
+            if part.get_content_type() == kind:
+                try:
+                    text = part.get_content()
+                except LookupError:  # a charset that Python does not know
+                    text = part.get_payload(decode=True).decode("ascii", "replace")
+                if kind == "text/html":
+                    text = "".join(re.split(r"(?i)</?(?:style|script)\b[^<>]*>", text)[::2])
+                    text = " ".join(unescape(re.sub("<[^<>]*>", " ", text)).split())
+                yield text
+
+
+def examine(content, email, tried):
+    """(whether a mail is to that email, None for a text; the code in it or None)."""
+    from email import errors, message_from_bytes, policy  # lazy
+
+    if isinstance(content, str):
+        return None, find_code([content], tried)
+    try:
+        message = message_from_bytes(content, policy=policy.default)
+        fields = ("To", "Cc", "Delivered-To", "X-Original-To")
+        to = " ".join(str(each) for field in fields for each in message.get_all(field, ()))
+        to_us = email.lower() in re.split(r'[\s<>,;:"()]+', to.lower())
+        return to_us, find_code(texts_of(message), tried) if to_us else None
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError,
+            errors.MessageError):  # malformed beyond the library's patience
+        return False, None
+
+
+def watch_input(ctx, place, email):
+    text, more = b"", True
+    while more:
+        yield {"standard input": text.decode("utf-8", "replace")}
+        more = next_bytes(ctx)
+        text = (text + more)[-MAIL_BYTES:]
+    raise refused("Standard input ended, and no code in it is right.", NEXT_SOURCE)
+
+
+def end_command(process):
+    """With what it started."""
+    try:
+        os.kill(-process.pid, 9)
+    except (OSError, OverflowError):  # it has ended; or this is Windows, which has no groups
+        process.kill()
+
+
+def watch_command(ctx, command, email):
+    """Its standard error is not shown: that might quote a mail."""
+    import atexit  # lazy
+    import subprocess
+
+    env = dict(ctx.env, SCRIPTO_EMAIL=email, SCRIPTO_REQUESTED_AT=str(int(time.time())))
+    nothing, found = subprocess.DEVNULL, {}
+    while True:
+        yield found
+        with subprocess.Popen(command, shell=True, env=env, stdin=nothing, stderr=nothing,
+                              stdout=subprocess.PIPE, start_new_session=True) as process:
+            atexit.register(end_command, process)
+            output = process.stdout.read(MAIL_BYTES).decode("utf-8", "replace")
+            atexit.unregister(end_command)
+            end_command(process)
+        found = {f"the output of the command (exit status {process.returncode})": output}
+
+
+def watch_maildir(ctx, folder, email):
+    """new/, and cur/, where readers move what they have seen."""
+    import mailbox  # lazy
+
+    os.listdir(os.path.join(folder, "new"))  # raises OSError; mailbox has errors of its own
+    box, found = mailbox.Maildir(folder, create=False), {}
+    known = set(box.keys())
+    while True:
+        yield found
+        found = {}
+        for name in set(box.keys()) - known:
+            try:
+                with box.get_file(name) as file:
+                    found[name] = file.read(MAIL_BYTES)
+            except (KeyError, FileNotFoundError):
+                pass  # just being moved, or deleted
+        known.update(found)
+
+
+def watch_mbox(ctx, path, email):
+    """Each time all that is new: the last mail may not have been whole. In a file that shrank
+    nothing is known to be new."""
+    start = float("inf")
+    while True:
+        with open(path, "rb") as file:
+            start = min(start, file.seek(0, os.SEEK_END))
+            file.seek(start)
+            mails = re.split(rb"(?m)^From ", file.read(64 * MAIL_BYTES))[1:]
+        yield {at: b"From " + mail[:MAIL_BYTES] for at, mail in enumerate(mails)}
+
+
+def words_of(error):
+    """A mail server may say anything: harmless and short."""
+    words = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or error.args[0]
+    words = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
+    return harmless(words)[:200]
+
+
+def log_in(ctx, box, user, host):
+    """By a token (SASL XOAUTH2, as Google and Microsoft have it), else by a password."""
+    import netrc  # lazy
+
+    token, password = map(ctx.env.get, ("SCRIPTO_MAIL_TOKEN", "SCRIPTO_MAIL_PASSWORD"))
+    try:
+        if not token and not password:
+            login, _, password = netrc.netrc().authenticators(host) or ("", "", "")
+            password = password if login == user else ""
+    except (OSError, ValueError, netrc.NetrcParseError):
+        pass  # there is none, or others can read it
+    if not token and not password:
+        raise refused(f"There is no password for {readable(user)} at {host}.", NEXT_PASSWORD)
+    kind, reply = "PLAIN", f"\0{user}\0{password}"
+    if token:
+        kind, reply = "XOAUTH2", f"user={user}\1auth=Bearer {token}\1\1"
+    try:
+        if token or "AUTH=PLAIN" in box.capabilities:
+            box.authenticate(kind, lambda challenge: b"" if challenge else reply.encode())
+        else:
+            box.login(user, password)
+    except box.error as error:
+        words = words_of(error).replace(token or password, "...")
+        raise blocked(f"{host} refused the log-in: {words}", NEXT_PASSWORD)
+
+
+def open_imap(ctx, url):
+    """(connection, UIDVALIDITY, UIDNEXT), by RFC 3501. EXAMINE: nothing there is changed."""
+    import imaplib  # lazy
+    from urllib.parse import unquote
+
+    form = r"imap(s?)://([^/:\s]+)@(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::([0-9]{1,5}))?(?:/(.*))?\Z"
+    match = re.match(form, url, re.IGNORECASE | re.ASCII)
+    if not match:
+        raise refused("An IMAP mailbox has a user and a host here, and no password.", NEXT_SOURCE)
+    secure, user, host, port, folder = map(unquote, match.groups(""))
+    host, folder = host.strip("[]"), re.sub(r'(["\\])', r"\\\1", folder or "INBOX")
+    try:
+        if secure:
+            box = imaplib.IMAP4_SSL(host, int(port or 993), ssl_context=checked_tls())
+        else:
+            box = imaplib.IMAP4(host, int(port or 143))
+        if not secure and not is_loopback(host):
+            box.starttls(checked_tls())
+        box.sock.settimeout(LOCK_SECONDS)
+        log_in(ctx, box, user, host)
+        status, reply = box.status(f'"{folder}"', "(UIDNEXT UIDVALIDITY)")
+        if status != "OK" or box.select(f'"{folder}"', readonly=True)[0] != "OK":
+            problem = f"{host} does not open that folder: {words_of(box.error(reply[-1]))}"
+            raise refused(problem, "pass another /FOLDER in --code-from")
+    except (OSError, OverflowError, UnicodeError, imaplib.IMAP4.error) as error:
+        problem = f"The mail server {host} cannot be used: {words_of(error)}"
+        raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER)
+    numbers = dict(re.findall(rb"(UID[A-Z]+) ([0-9]+)", reply[-1].rpartition(b"(")[2]))
+    return box, numbers[b"UIDVALIDITY"], int(numbers[b"UIDNEXT"])
+
+
+def watch_imap(ctx, url, email):
+    """The last mail comes with any search for `n:*`, however old. A connection that drops, as with
+    busy servers, is made again; with another UIDVALIDITY nothing is known to be new."""
+    (box, validity, first), found = open_imap(ctx, url), {}
+    while True:
+        yield found
+        found = {}
+        try:
+            box.noop()
+            status, uids = box.uid("SEARCH", f"UID {first}:*")
+            for uid in map(int, (uids[0] or b"").split() if status == "OK" else ()):
+                if uid >= first:
+                    parts = box.uid("FETCH", str(uid), f"(BODY.PEEK[]<0.{MAIL_BYTES}>)")[1]
+                    found[uid] = next((part[1] for part in parts if isinstance(part, tuple)), b"")
+        except (OSError, box.error):
+            box, now, next_uid = open_imap(ctx, url)
+            validity, first, found = now, first if now == validity else next_uid, {}
+        first = max(found, default=first - 1) + 1
+
+
+SOURCES = {  # kind: (generator, seconds between two looks)
+    "-": (watch_input, 0), "cmd": (watch_command, 1), "maildir": (watch_maildir, 0.2),
+    "mbox": (watch_mbox, 0.2), "imap": (watch_imap, 1), "imaps": (watch_imap, 1),
+}
+
+
+def follow(source, pause, queue, email, tried):
+    """What was found, and what a source raises, goes to that queue. In a thread: no time-out of
+    ours ends a name look-up, a read, a server that dribbles or a mail that is a puzzle."""
+    try:
+        for found in source:
+            queue.put({name: examine(found[name], email, tried) for name in found})
+            time.sleep(pause)
+    except Exception as error:  # whatever it is, it is raised below
+        queue.put(error)
+
+
+def next_found(ctx, queue, give_up):
+    """What follow() put there next, None once the time is over. Raises what it caught."""
+    from queue import Empty  # lazy
+
+    found = None
+    while found is None and time.monotonic() < give_up:
+        progress(ctx, f"Waiting for the code, {give_up - time.monotonic():.0f} seconds left")
+        try:
+            found = queue.get(timeout=0.2)
+        except Empty:
+            pass
+        finally:
+            progress(ctx, "")
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def open_source(ctx, text, email, seconds):
+    """(its queue, a set for the codes that were tried). Raises, before a code is asked for, what
+    is wrong with it."""
+    import queue  # lazy
+    import threading
+
+    kind, _, place = text.partition(":")
+    if kind not in SOURCES or bool(place) == (kind == "-"):
+        raise refused("There is no such source of codes.", NEXT_SOURCE)
+    watch, pause = SOURCES[kind]
+    place = os.path.expanduser(place) if kind in ("maildir", "mbox") else place
+    source = watch(ctx, text if watch is watch_imap else place, email)
+    found, tried = queue.Queue(), set()
+    arguments = source, pause, found, email, tried
+    threading.Thread(target=follow, args=arguments, daemon=True).start()
+    try:
+        opened = next_found(ctx, found, time.monotonic() + seconds)
+    except OSError as error:
+        raise refused(f"{readable(place)} cannot be read: {error.strerror}.", NEXT_SOURCE)
+    if opened is None:
+        raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
+    return found, tried
+
+
+def what_came(looked, email):
+    """In words, and none of them a mail's."""
+    to_us = [is_to_us for is_to_us, _ in looked.values()]
+    if None in to_us:
+        return "none in " + list(looked)[-1]
+    text = f"{len(to_us) or 'no'} new messages" + f", none to {email}" * bool(to_us)
+    if any(to_us):
+        text = f"{sum(to_us)} to {email}, with no right code in it"
+    return text + "; a spam folder is worth a look (for IMAP: .../Junk)"
+
+
+def codes_from(ctx, source, email, seconds, then):
+    """Yields each code once, as it comes. Raises when the time is over or no more can come; `then`
+    is how to go on."""
+    (queue, tried), give_up, looked = source, time.monotonic() + seconds, {}
+    try:
+        while True:
+            found = next_found(ctx, queue, give_up)
+            if found is None:
+                problem = f"No code came within {seconds} seconds: {what_came(looked, email)}."
+                raise ScriptoError("network-error", problem, then)
+            looked.update(found)
+            for name in sorted(found, reverse=True):  # the newest first
+                code = found[name][1]
+                if code and code not in tried:
+                    tried.add(code)
+                    yield code
+    except OSError as error:
+        raise blocked(f"The mailbox cannot be read any more: {error.strerror}.", then)
+    except ScriptoError as error:
+        error.next_action = then
+        raise
+
+
 # ---- Account --------------------------
 # A command takes the context and the parsed arguments and returns (data for JSON, the same as lines
 # for a person).
+
+
+def second_step(args, email, *more):
+    """(that command, the flags of this call which it needs as well)."""
+    chosen = more + (("--api-url", args.api_url), ("--profile", args.profile))
+    flags = "".join(flagged(flag, value) for flag, value in chosen if value)
+    return f"scripto auth login-complete{flagged('--email', email)} --code <6-digit-code>", flags
 
 
 def request_code(ctx, target, email, command="login-request"):
@@ -1115,9 +1453,7 @@ def cmd_login_request(ctx, args):
     email = check_email(args.email, "login-request")
     target = resolve(ctx, args, with_key=False)
     request_code(ctx, target, email)
-    then = f"scripto auth login-complete{flagged('--email', email)} --code <6-digit-code>"
-    chosen = (("--api-url", args.api_url), ("--profile", args.profile))
-    flags = "".join(flagged(flag, value) for flag, value in chosen if value)
+    then, flags = second_step(args, email)
     if flags:
         warn(ctx, f"the code is good at {target.base_url} only: add{flags} there too")
     lines = ["✓ Sign-in code sent to " + email, "", "  Then run:", "    " + then]
@@ -1193,6 +1529,45 @@ def cmd_login_complete(ctx, args):
     check_email(args.email, "login-complete")  # the first that is wrong is named first
     code = check_code(read_line(ctx, "Code: ") if args.code == "-" else args.code)
     return complete_sign_in(ctx, prepare_sign_in(ctx, args, "login-complete"), code)
+
+
+def codes_typed(ctx, prepared, then):
+    """Yields what is typed at the terminal. An empty line may ask for a new code."""
+    while True:
+        code = read_line(ctx, "Code: ").strip()
+        reply = "" if code else read_line(ctx, "Send a new code? [y/n] ").strip().lower()
+        if code:
+            yield code
+        elif reply in ("y", "yes"):
+            request_code(ctx, prepared.target, prepared.email, "login")
+        elif reply not in ("n", "no"):  # the end of the input, most likely
+            raise ScriptoError("cancelled", "No code was given.", then)
+
+
+def cmd_login(ctx, args):
+    """Both steps in one. A wrong code is not the end: a right one may come yet."""
+    prepared = prepare_sign_in(ctx, args, "login")
+    seconds = check_number(args.timeout or "90", "--timeout", 3600, 1)
+    more = ("--name", args.name), ("--profile-name", args.profile_name)
+    then = "".join(second_step(args, prepared.email, *more))
+    place = args.code_from or ctx.env.get("SCRIPTO_CODE_FROM")
+    if not place and not is_terminal(ctx.stdin):
+        first = flagged("--email", prepared.email) + second_step(args, prepared.email)[1]
+        hint = f"pass --code-from, or in two steps: scripto auth login-request{first}; then: {then}"
+        raise refused("There is no terminal to ask for the code at.", hint)
+    source = open_source(ctx, place, prepared.email, seconds) if place else None
+    request_code(ctx, prepared.target, prepared.email, "login")
+    say(ctx, f"Sign-in code sent to {prepared.email}. If this is cut off, go on with:", "  " + then)
+    codes = codes_typed(ctx, prepared, then)
+    if source:
+        codes = codes_from(ctx, source, prepared.email, seconds, then)
+    for code in codes:
+        try:
+            return complete_sign_in(ctx, prepared, check_code(code))
+        except ScriptoError as error:
+            if error.code != "invalid-argument":
+                raise
+            say(ctx, "✗ " + error.message)
 
 
 def cmd_whoami(ctx, args):
@@ -1330,6 +1705,135 @@ def cmd_config_clear(ctx, args):
     active = file.change(remove_profiles, names)["activeProfile"] if names else None
     lines = ["✓ Forgotten: " + (", ".join(names) or "nothing, there was no profile")]
     return {"removed": names, "activeProfile": active}, lines
+
+
+# ---- Guide ----------------------------
+# What an agent reads that has seen nothing else: text here, tables from where the program has them.
+
+EXIT_STATUSES = {
+    0: "done",
+    1: "it cannot be done so: `message` says why, `nextAction` what to do",
+    2: "a wrong flag, email, code or mailbox: mend what `message` names",
+    3: "the same may work later (network, backend, too many tries, no mail yet): wait, then retry",
+    4: "no valid key: sign in",
+    130: "interrupted, or declined at a prompt",
+}
+ENVIRONMENT = {
+    "SCRIPTO_API_KEY": "the key to use; no profile file is needed then",
+    "SCRIPTO_API_BASE_URL": "the backend to use",
+    "SCRIPTO_PROFILE": "the profile to use instead of the active one",
+    "SCRIPTO_CODE_FROM": "the SOURCE of `auth login` without --code-from",
+    "SCRIPTO_MAIL_PASSWORD": "the password of an IMAP mailbox (else ~/.netrc)",
+    "SCRIPTO_MAIL_TOKEN": "an OAuth access token for it instead",
+    "SCRIPTO_TIMEOUT": "seconds for one request (30)",
+    "SCRIPTO_ALLOW_HTTP": "1 allows plain http beyond loopback",
+    "SCRIPTO_SMTP_PASSWORD": "the password of serve --mail smtp://user@host",
+}
+GUIDE = """# Scripto: sign this machine in, with no browser
+
+You need Python 3.6 or newer and an email address whose mail you can read. A new email is signed
+up by signing in. The backend is THIS_URL.
+
+## Get it
+
+```sh
+mkdir -p ~/.local/bin && cd ~/.local/bin && export PATH="$PWD:$PATH"
+curl -fsSo scripto THIS_URL/scripto.py && chmod +x scripto   # one file, it knows this backend
+```
+
+Without curl: `python3 -c 'import urllib.request as u; u.urlretrieve("THIS_URL/scripto.py",
+"scripto")'`. In a new shell set PATH again, or say `python3 ~/.local/bin/scripto` for `scripto`.
+
+## Sign in
+
+In one step, where a mailbox can be read (where SCRIPTO_CODE_FROM is set, leave --code-from out):
+
+```sh
+scripto auth login --email you@example.com --code-from SOURCE --json
+```
+
+SOURCE is `maildir:DIR`, `mbox:FILE`, `imaps://USER@HOST/INBOX` (password in SCRIPTO_MAIL_PASSWORD),
+`cmd:COMMAND` (a shell command that prints the code or the mail's text) or `-` (standard input). It
+waits up to 90 seconds (--timeout). In two steps, where somebody tells you the code:
+
+```sh
+scripto auth login-request --email you@example.com --json
+scripto auth login-complete --email you@example.com --code 123456 --json
+```
+
+A code works once, within 10 minutes. After a wrong one the mailed code is still good: compare the
+digits and try again (3 tries). Never ask for new codes in a loop: there are 5 in 15 minutes.
+
+## Read the answer
+
+With --json exactly one line comes on standard output:
+
+```json
+{"success": true, "data": {"profile": "you", "active": true, "email": "you@example.com", \
+"baseUrl": "THIS_URL", "apiKey": "scripto_********"}}
+{"success": false, "error": {"code": "unauthenticated", "message": "There is no API key.", \
+"nextAction": "sign in with: scripto auth login-request --email <your-email>"}}
+```
+
+On an error do what nextAction says, or show it to your user word for word. Exit statuses:
+
+EXIT_STATUSES
+## Use the key
+
+It is stored in ~/.config/scripto/config.json, for you alone. Never print it, log it, or send it to
+another host than THIS_URL.
+
+```sh
+scripto whoami --json                 # whose key is in force
+scripto api /api/keys                 # one request with it, the reply as it came
+scripto run -- COMMAND                # COMMAND gets SCRIPTO_API_KEY and SCRIPTO_API_BASE_URL
+scripto auth token | sed 's/^/Authorization: Bearer /' | curl -fsS -H @- THIS_URL/api/keys
+```
+
+SCRIPTO_API_KEY, if it is set, wins over what is stored. Routes, each with `Authorization: Bearer`:
+`GET /api/auth/me` (who), `GET /api/keys` (lists), `DELETE /api/keys/<id>` (revokes).
+
+## Several identities
+
+Each sign-in makes a profile, named after the email, and makes it the active one. `scripto use`
+lists them, `scripto use NAME` switches; `--profile NAME` or SCRIPTO_PROFILE=NAME is for one
+command, or for agents side by side. `scripto logout [NAME]` forgets a key here and does not revoke
+it; with --revoke it does, as `scripto keys list` and `scripto keys revoke ID` do for any key.
+
+More: `scripto doctor` (what is wrong here), `scripto guide --json` (every command and flag).
+"""
+SKILL = """---
+name: scripto
+description: Sign in to Scripto (THIS_URL) by an emailed code and use its API key. \
+For when one is needed, or scripto exits with status 4.
+---
+
+"""
+
+
+def guide_text(url, text=GUIDE):
+    statuses = "".join(f"- {status}: {what}\n" for status, what in EXIT_STATUSES.items())
+    return text.replace("EXIT_STATUSES\n", statuses + "\n").replace("THIS_URL", url)
+
+
+def cmd_guide(ctx, args):
+    """The JSON is made of the tables that the program runs by; a default stands in parentheses in
+    what an option is for."""
+    url = given_url(ctx, args)[0] or default_url(ctx)
+    options = [
+        {"name": name, "takes": takes, "purpose": purpose,
+         "default": (re.findall(r"\(([0-9.]+)\)", purpose) + [None])[0]}
+        for name, (takes, purpose) in ctx.options.items()]
+    commands = [
+        {"name": name, "purpose": command.purpose, "takes": command.takes.split(),
+         "example": f"scripto {name} {command.example}".strip(), "changes": command.changes}
+        for name, command in ctx.commands.items()]
+    errors = [{"code": code, "httpStatus": http, "exitStatus": status}
+              for code, (http, status) in ERRORS.items()]
+    data = {"schemaVersion": 1, "version": __version__, "baseUrl": url, "commands": commands,
+            "options": options, "errors": errors, "exitStatuses": EXIT_STATUSES,
+            "environment": ENVIRONMENT}
+    return data, guide_text(url, SKILL * args.skill + GUIDE).splitlines()
 
 
 # ---- Mail -----------------------------
@@ -1915,28 +2419,8 @@ def route_source(backend, request):
     return 200, backend.source, []
 
 
-GUIDE = """# Scripto: sign a machine in, with no browser
-
-It takes Python 3.6 or newer and an email address whose mail you can read.
-
-    curl -fsSO BASE_URL/scripto.py   # one file, no packages; it knows this backend
-    python3 scripto.py auth login-request --email you@example.com --json
-    python3 scripto.py auth login-complete --email you@example.com --code 123456 --json
-    python3 scripto.py whoami --json
-
-The first command mails a code: valid 5 minutes, 3 attempts, one use. The second buys a key with
-it and keeps it as the active profile. An unknown email is registered.
-
-With --json one envelope goes to standard output: {"success": true, "data": {...}} or
-{"success": false, "error": {"code": "...", "message": "...", "nextAction": "..."}}.
-On an error do what nextAction says, or show it to the user word for word. Exit status: 0 done,
-2 bad argument or code, 3 the same may work later, 4 no valid key, 130 cancelled, else 1.
-Other programs send `Authorization: Bearer scripto_...`, to BASE_URL only. Never print the key.
-"""
-
-
 def route_guide(backend, request):
-    return 200, GUIDE.replace("BASE_URL", backend.public_url).encode(), []
+    return 200, guide_text(backend.public_url).encode(), []
 
 
 READ = "GET, HEAD, OPTIONS"
@@ -2598,6 +3082,9 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "email": ("EMAIL", "who has signed up"),
     "--email": ("EMAIL", "the email to sign in with"),
     "--code": ("CODE", "the six-digit code; - reads standard input"),
+    "--code-from": ("SOURCE", "where to read it: -, cmd:COMMAND, maildir:DIR, mbox:FILE or"
+                    " imaps://USER@HOST[:PORT][/FOLDER] (else SCRIPTO_CODE_FROM, a prompt)"),
+    "--timeout": ("SECONDS", "how long to wait for it (90)"),
     "--name": ("NAME", "what to call the new key"),
     "--profile-name": ("NAME", "what to call the profile (else made from the email)"),
     "--api-url": ("URL", f"the backend (else SCRIPTO_API_BASE_URL, the profile's, {BASE_URL})"),
@@ -2616,6 +3103,7 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--rate-limit": ("N", "requests a minute for an address (60); 0: any number"),
     "--allow": ("RULE", "let in only @domain or this address; any number of times"),
     "--test-mail": ("ADDRESS", "send one mail there, say what happened, and end"),
+    "--skill": (None, "as a skill: scripto guide --skill > .claude/skills/scripto/SKILL.md"),
     "--json": (None, "answer as JSON, one envelope on standard output"),
     "--help": (None, "show this and do nothing"),
 }
@@ -2623,6 +3111,10 @@ BACKEND, KEY = " --api-url --profile", "--api-key --api-url --profile"
 # What it does, its arguments and flags, an example of them, and where it changes something.
 Command = collections.namedtuple("Command", "work purpose takes example changes")
 COMMANDS = {
+    "auth login": Command(
+        cmd_login, "sign in, in one step; a new email signs up",
+        "--email --code-from --timeout --name --profile-name" + BACKEND,
+        "--email you@example.com --code-from maildir:mail", "here, backend"),
     "auth login-request": Command(
         cmd_login_request, "email a six-digit sign-in code",
         "--email" + BACKEND, "--email you@example.com", "backend"),
@@ -2653,6 +3145,9 @@ COMMANDS = {
         "email --db --yes", "you@example.com", "backend"),
     "demo": Command(
         cmd_demo, "see the whole sign-in work, in a throw-away folder", "", "", ""),
+    "guide": Command(
+        cmd_guide, "how an agent signs in, in Markdown; as JSON: all there is",
+        "--skill --api-url", "", ""),
     "doctor": Command(cmd_doctor, "check what works on this machine", KEY, "", ""),
 }
 GROUPS = ("auth", "config")
@@ -2699,14 +3194,14 @@ def overview(prefix=""):
 
 
 def unknown(kind, word, known, before, otherwise):
-    """The refusal names what is most like the word, if anything is."""
+    """The refusal names what is most like the word, if anything is. known: {word: its meaning}."""
     try:
         import difflib  # lazy
 
         alike = difflib.get_close_matches(word.partition("=")[0], known, 1)
     except ImportError:  # in a minimal Python: then without a suggestion
         alike = []
-    hint = f"did you mean: {before}{alike[0]}" if alike else otherwise
+    hint = f"did you mean: {before}{known[alike[0]]}" if alike else otherwise
     word = word.partition("=")[0] if word.startswith("-") else word  # not a secret behind it
     return refused(f"Unknown {kind} '{word}'.", hint)
 
@@ -2717,13 +3212,13 @@ def find_command(words):
         name = " ".join(words[:size])
         if name in COMMANDS:
             return name, words[size:]
-    typed = readable(" ".join(words[: 2 if words[:1] and words[0] in GROUPS else 1]))
+    typed = readable(" ".join(words[: 2 if words[0] in GROUPS else 1]))
     kind, hint = "command", "see the commands with: scripto --help"
-    if not typed or typed in GROUPS:
-        raise refused("No command is given.", hint)
     if typed.startswith("-"):
         kind, hint = "flag", "put flags behind: scripto <command> " + typed.partition("=")[0]
-    raise unknown(kind, typed, [*COMMANDS, "--help", "--version"], "scripto ", hint)
+    known = {name.split()[-1]: name for name in COMMANDS}  # `logn` is meant for `auth login`
+    known.update((name, name) for name in (*COMMANDS, *GROUPS, "--help", "--version"))
+    raise unknown(kind, typed, known, "scripto ", hint)
 
 
 def run(ctx, words):
@@ -2734,9 +3229,9 @@ def run(ctx, words):
     words = ["--help" if word == "-h" else word for word in words if word != "--json"]
     if "--version" in words:
         return {"version": __version__}, ["scripto " + __version__]
-    if words[:1] == ["--help"]:
+    if words[:1] in ([], ["--help"]):
         return overview()
-    if words[1:] == ["--help"] and words[0] in GROUPS:
+    if words[0] in GROUPS and words[1:] in ([], ["--help"]):
         return overview(words[0] + " ")
     name, rest = find_command(words)
     parser = parser_for(name)
@@ -2747,7 +3242,8 @@ def run(ctx, words):
     if extra:
         kind = "flag" if extra[0].startswith("-") else "argument"
         flags = re.findall("--[a-z-]+", COMMANDS[name].takes + " --json --help")
-        raise unknown(kind, readable(extra[0]), flags, "", f"see: {parser.prog} --help")
+        known = dict(zip(flags, flags))
+        raise unknown(kind, readable(extra[0]), known, "", f"see: {parser.prog} --help")
     if behind and "--" not in COMMANDS[name].takes.split():
         raise refused(f"'{name}' takes nothing behind --.", f"see: {parser.prog} --help")
     args.command = behind[1:]

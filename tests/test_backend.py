@@ -996,23 +996,6 @@ def test_what_is_handed_out_names_the_public_url(start_backend, path):
     assert public.encode() in body and backend.url.encode() not in body
 
 
-def test_llms_txt_gets_an_agent_signed_in_that_knows_nothing(backend, tmp_path):
-    """Its commands, just as they stand there, in a shell; only email and code are filled in."""
-    page = get(backend, "/llms.txt")
-    text = page.value.decode()
-    assert page.headers.get_content_type() == "text/plain" and "nextAction" in text
-    commands = re.findall(r"^ *((?:curl|python3) .*)$", text, re.M)
-    assert "curl" in commands[0] and len(commands) == 4
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python3").symlink_to(PYTHONS[0])
-    env = {"HOME": str(tmp_path), "PATH": "%s:%s" % (tmp_path / "bin", os.environ["PATH"])}
-    for command in commands:
-        if "123456" in command:
-            command = command.replace("123456", backend.code_for(YOU))
-        subprocess.run(command, shell=True, cwd=str(tmp_path), env=env, check=True)
-    assert json.loads((tmp_path / ".config/scripto/config.json").read_text())["activeProfile"]
-
-
 def test_what_is_handed_out_is_what_runs_wherever_the_file_is_by_now(
     start_backend, monkeypatch, tmp_path
 ):

@@ -118,9 +118,7 @@ LOCAL = {
 
 
 USAGE = {
-    "no command": [],
     "unknown command": ["whoareyou"],
-    "group without a command": ["auth"],
     "unknown flag": [*WHOAMI, "--verbose"],
     "unknown flag with a value": [*WHOAMI, "--verbose=1"],
     "flag without its value": [*LOGIN_REQUEST, "--profile"],

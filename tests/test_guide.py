@@ -1,0 +1,246 @@
+"""`guide` and the overview: all that somebody gets who has seen nothing of the program."""
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from conftest import PROGRAM, PYTHONS, Scripto
+
+EMAIL = "you@example.com"
+
+
+@pytest.fixture
+def newest(tmp_path):
+    return Scripto(PYTHONS[-1], tmp_path / "home")
+
+
+def shell_blocks(text):
+    return re.findall(r"```sh\n(.*?)```", text, re.S)
+
+
+# ---- The overview ----
+
+
+@pytest.mark.parametrize("words, some", [
+    ([], "auth login-request"), (["--help"], "whoami"), (["-h"], "whoami"),
+    (["auth"], "auth token"), (["auth", "--help"], "auth token"), (["config"], "config show"),
+], ids=repr)  # fmt: skip
+def test_the_overview_is_an_answer(words, some, scripto):
+    run = scripto.run(*words)
+    assert run.status == 0 and some in run.out and run.err == ""
+    assert run.out.splitlines() == scripto.run(*words, "--json").data["help"]
+
+
+def test_the_overview_of_a_group_is_of_that_group(newest):
+    assert "whoami" not in newest.run("auth").out
+
+
+@pytest.mark.parametrize("typed, meant", [
+    ("auht", "auth"), ("auht login", "auth"), ("logn", "auth login"), ("auth logn", "auth login"),
+    ("confg", "config"), ("whoiam", "whoami"), ("login", "auth login"), ("token", "auth token"),
+    ("--versoin", "--version"),
+])  # fmt: skip
+def test_a_near_miss_is_suggested(typed, meant, newest):
+    run = newest.run(*typed.split())
+    assert run.status == 2 and run.err.endswith("  next: did you mean: scripto %s\n" % meant)
+
+
+def test_nothing_near_is_nothing_suggested(newest):
+    assert "see the commands with: scripto --help" in newest.run("zzz").err
+
+
+# ---- As Markdown ----
+
+
+def test_it_is_short(scripto):
+    text = scripto.run("guide").out
+    assert 2000 < len(text.encode()) < 6000
+    assert text.startswith("# Scripto") and "https://scripto.codika.io/scripto.py" in text
+    assert "THIS_URL" not in text and "EXIT_STATUSES" not in text
+
+
+def test_llms_txt_is_the_same_with_that_backends_url(newest, backend):
+    text = newest.run("guide", env={"SCRIPTO_API_BASE_URL": backend.url}).out
+    assert backend.request("GET", "/llms.txt")[2].decode() == text
+    assert backend.url + "/scripto.py" in text and "codika" not in text
+
+
+@pytest.mark.parametrize("words", [
+    "auth token", "curl -fsS -H @-", "SCRIPTO_API_KEY", "SCRIPTO_API_BASE_URL", "scripto run", "scripto api", "/api/keys",
+    "DELETE /api/keys/<id>", "scripto use", "SCRIPTO_PROFILE", "logout", "--revoke", "Never",
+    "login-request", "login-complete", "--code-from", "maildir:", "mbox:", "imaps://", "cmd:",
+    "python3 -c", "chmod +x", "nextAction", '{"success": true', '{"success": false',
+    "~/.config/scripto/config.json",
+])  # fmt: skip
+def test_what_an_agent_looks_for_is_there(words, newest):
+    assert words in newest.run("guide").out
+
+
+def test_every_exit_status_stands_there(newest):
+    data = newest.run("guide", "--json").data
+    statuses = {each["exitStatus"] for each in data["errors"]} | {0}
+    text = newest.run("guide").out
+    assert {int(status) for status in data["exitStatuses"]} == statuses
+    assert all("\n- %d: %s\n" % (status, data["exitStatuses"][str(status)]) in text
+               for status in statuses)
+
+
+def test_its_examples_are_what_the_program_says(newest):
+    """The envelopes that it shows have the members that there really are."""
+    success, failure = map(json.loads, re.findall(r"(?m)^\{.*\}$", newest.run("guide").out))
+    shown = newest.run("config", "set", "--api-key", "scripto_" + "k" * 43, "--json").data
+    assert set(shown) - {"profile"} <= set(success["data"]) | {"userId", "keyId"}
+    newest.run("config", "clear", "--yes")
+    assert newest.run("whoami", "--json").envelope == failure
+
+
+# ---- As JSON ----
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    return Scripto(PYTHONS[0], tmp_path_factory.mktemp("home")).run("guide", "--json").data
+
+
+def test_it_is_versioned_and_whole(described, newest):
+    assert described["schemaVersion"] == 1
+    assert described["version"] == newest.run("--version", "--json").data["version"]
+    overview = re.findall(r"(?m)^  ((?:[a-z-]+ )?[a-z-]+)  ", newest.run("--help").out)
+    assert [each["name"] for each in described["commands"]] == overview
+
+
+def test_every_flag_of_every_command_is_the_parsers(described, newest):
+    options = {each["name"]: each for each in described["options"]}
+    assert all(each["purpose"] for each in options.values())
+    for command in described["commands"]:
+        text = newest.run(*command["name"].split(), "--help").out
+        flags = set(re.findall(r"(?m)^  (?:-\w[ ,].*)?(--[a-z-]+)", text))
+        takes = {each for each in command["takes"] if re.match("--[a-z]", each)}
+        assert takes == flags - {"--json", "--help"}
+        assert set(command["takes"]) <= set(options) and command["purpose"]
+        assert command["example"].startswith("scripto " + command["name"])
+        assert set(command["changes"].split(", ")) <= {"", "here", "backend"}
+
+
+def test_a_default_is_named(described):
+    options = {each["name"]: each for each in described["options"]}
+    assert options["--timeout"]["default"] == "90" and options["--port"]["default"] == "8787"
+    assert options["--email"]["default"] is None and options["--yes"]["takes"] is None
+
+
+def test_every_variable_that_the_program_reads_is_named(described):
+    with open(PROGRAM, encoding="utf-8") as file:
+        program = file.read()
+    elsewhere = re.sub(r"(?ms)^ENVIRONMENT = \{.*?^\}", "", program)
+    named = set(re.findall(r'"(SCRIPTO_[A-Z_]+)"', elsewhere))
+    assert named <= set(described["environment"])
+    assert all(each in elsewhere for each in described["environment"])
+
+
+def test_every_code_is_there(described):
+    errors = {each["code"]: (each["httpStatus"], each["exitStatus"]) for each in described["errors"]}
+    assert errors["invalid-argument"] == (400, 2) and errors["cancelled"][1] == 130
+
+
+def test_it_needs_no_home_and_no_sound_profile_file(newest):
+    newest.write_config("not JSON")
+    assert newest.run("guide").status == 0
+    assert newest.run("guide", env={"HOME": None}).status == 0
+
+
+# ---- As a skill ----
+
+
+def test_the_skill_has_its_front_matter(scripto):
+    """By agentskills.io: name as its folder, description of at most 1024 characters."""
+    text = scripto.run("guide", "--skill").out
+    front, _, rest = text[4:].partition("\n---\n\n")
+    assert text.startswith("---\n") and rest == scripto.run("guide").out
+    lines = front.splitlines()
+    name, description = (line.split(": ", 1) for line in lines)
+    assert name == ["name", "scripto"] and description[0] == "description"
+    assert 50 < len(description[1]) <= 1024 and ": " not in description[1] and "<" not in front
+
+
+# ---- By somebody who has only that text ----
+
+
+class Newcomer:
+    """A bare machine: an empty home, Python and the usual tools; and a shell for each command, as
+    agents have it, so that what was exported is gone with the next."""
+
+    def __init__(self, folder, python, **env):
+        self.home = folder / "newcomer"
+        (self.home / "bin").mkdir(parents=True)
+        (self.home / "bin" / "python3").symlink_to(python)
+        path = "%s:%s:/usr/bin:/bin" % (self.home / ".local/bin", self.home / "bin")
+        self.env = dict({"HOME": str(self.home), "PATH": path}, **env)
+
+    def sh(self, command, status=0):
+        process = subprocess.run(["sh", "-c", command], env=self.env, cwd=str(self.home), timeout=120,
+                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE)
+        out, err = process.stdout.decode(), process.stderr.decode()
+        assert process.returncode == status, (command, out, err)
+        assert "Traceback" not in err
+        return out
+
+
+@pytest.fixture(params=["curl", "python3"])
+def newcomer(request, backend, tmp_path, edge):
+    """Who has got the program as the guide says: with curl, or with nothing but Python."""
+    if request.param == "curl" and not shutil.which("curl"):
+        pytest.skip("needs curl")
+    text = backend.request("GET", "/llms.txt")[2].decode()
+    machine = Newcomer(tmp_path, edge)
+    machine.text = text
+    get = shell_blocks(text)[0]
+    if request.param == "python3":
+        first, curl = get.splitlines()
+        fetch = re.search(r"`(python3 -c '.*?')`", text, re.S).group(1).replace("\n", " ")
+        get = "%s\n%s && chmod +x scripto" % (first, fetch)
+    machine.sh(get)
+    return machine
+
+
+def test_the_commands_of_the_guide_as_they_stand(newcomer, backend):
+    """Hands-free, then all that is said about the key; only what it leaves open is filled in."""
+    get, one_step, two_steps, use = shell_blocks(newcomer.text)
+    answer = json.loads(newcomer.sh(one_step.replace("SOURCE", "maildir:%s" % backend.maildir)))
+    assert answer["success"] and answer["data"]["baseUrl"] == backend.url
+    key = json.loads((newcomer.home / ".config/scripto/config.json").read_text())
+    key = key["profiles"]["you"]["apiKey"]
+    for line in use.splitlines():
+        command = line.partition(" # ")[0].strip()
+        if re.match("scripto (api|run) ", command):
+            continue  # tried where these commands are
+        out = newcomer.sh(command)
+        assert EMAIL in out or '"keys"' in out
+        assert key not in out
+    request, complete = two_steps.splitlines()
+    newcomer.sh(request.replace(EMAIL, "second@example.com"))
+    code = backend.code_for("second@example.com")
+    complete = complete.replace(EMAIL, "second@example.com")
+    newcomer.sh(complete.replace("123456", "%06d" % ((int(code) + 1) % 10**6)), status=2)
+    newcomer.sh(complete.replace("123456", code))  # still good
+    assert "second" in newcomer.sh("scripto whoami") and "●" in newcomer.sh("scripto use")
+    newcomer.sh("scripto use you")
+    assert EMAIL in newcomer.sh("scripto whoami")
+    newcomer.sh("scripto logout second")
+
+
+def test_every_next_action_can_be_run_as_it_stands(newcomer, backend):
+    missing = json.loads(newcomer.sh("scripto whoami --json", status=4))["error"]["nextAction"]
+    words = missing[missing.index("scripto auth") :].replace("<your-email>", EMAIL)
+    answer = json.loads(newcomer.sh(words + " --json"))["data"]["nextAction"]
+    newcomer.sh(answer.replace("<6-digit-code>", backend.code_for(EMAIL)))
+    backend.stop()
+    error = json.loads(newcomer.sh("scripto whoami --json", status=3))["error"]
+    assert error["code"] == "network-error" and error["nextAction"]
+
+
+def test_the_longer_way_to_say_it(newcomer, backend):
+    """`python3 ~/.local/bin/scripto` for `scripto`."""
+    assert "python3 ~/.local/bin/scripto" in newcomer.text
+    assert "scripto " in newcomer.sh("python3 ~/.local/bin/scripto --version")

@@ -1,0 +1,851 @@
+"""`auth login`: both steps in one, with the code from each of its sources.
+
+The backend is real, and so are pipes, commands and files; the IMAP server is a small responder of
+this file's own, on a real socket, which writes down what it is asked."""
+import errno
+import json
+import os
+import pathlib
+import pty
+import re
+import select
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import pytest
+from conftest import PYTHONS, Scripto, http_reply, wait_until, wrong_code
+
+EMAIL = "you@example.com"
+LOGIN = ["auth", "login", "--email", EMAIL]
+
+
+# ---- What the tests share ----
+
+
+def go_on(*flags, email=EMAIL):
+    """The two-step form that the program names."""
+    return " ".join(["scripto auth login-complete --email", email, "--code <6-digit-code>", *flags])
+
+
+def login(scripto, backend, source, *flags, **run):
+    words = [*LOGIN, "--code-from=" + source, "--api-url", backend.url, *flags]
+    return scripto.run(*words, "--json", **run)
+
+
+def start_login(scripto, backend, source, *flags, **popen):
+    words = [*LOGIN, "--code-from=" + source, "--api-url", backend.url, *flags]
+    return scripto.start(*words, "--json", **popen)
+
+
+def ended(process, input=None, timeout=60):
+    """(exit status, envelope, standard error)."""
+    out, err = process.communicate(input, timeout)
+    assert b"Traceback" not in err, err
+    return process.returncode, json.loads(out.decode() or "null"), err.decode()
+
+
+def deliver(maildir, text, name="1"):
+    path = pathlib.Path(maildir) / "tmp" / name
+    path.write_text(text)
+    path.rename(pathlib.Path(maildir) / "new" / name)
+
+
+def requests_to(backend, path):
+    return backend.log().count("POST " + path)
+
+
+def nothing_sent(backend):
+    return requests_to(backend, "/api/cli/login-request") == 0
+
+
+@pytest.fixture
+def newest(tmp_path):
+    return Scripto(PYTHONS[-1], tmp_path / "home")
+
+
+class Terminal:
+    """The program with standard input and error at a terminal, as a person has it."""
+
+    def __init__(self, scripto, *words):
+        self.master, slave = pty.openpty()
+        self.process = scripto.start(*words, stdin=slave, stderr=slave)
+        os.close(slave)
+        self.shown = ""
+
+    def wait_for(self, text, seconds=20):
+        end = time.monotonic() + seconds
+        while text not in self.shown:
+            assert time.monotonic() < end, self.shown
+            if select.select([self.master], [], [], 0.1)[0]:
+                try:
+                    self.shown += os.read(self.master, 65536).decode("utf-8", "replace")
+                except OSError as error:  # the program has ended
+                    assert error.errno == errno.EIO and text in self.shown, self.shown
+
+    def type(self, text):
+        self.shown = ""
+        os.write(self.master, text)
+
+    def end(self):
+        try:
+            out = self.process.communicate(timeout=30)[0].decode()
+        finally:
+            os.close(self.master)
+        return self.process.returncode, out
+
+
+@pytest.fixture
+def at_terminal():
+    started = []
+
+    def start(scripto, *words):
+        started.append(Terminal(scripto, *words))
+        return started[-1]
+
+    yield start
+    for terminal in started:
+        if terminal.process.poll() is None:
+            terminal.process.kill()
+            terminal.process.communicate()
+
+
+# ---- From each source ----
+
+
+def signed_in(data, backend):
+    assert data["email"] == EMAIL and data["active"] is True and data["baseUrl"] == backend.url
+    assert data["apiKey"].startswith("scripto_") and "\u2022" in data["apiKey"]
+    return True
+
+
+def test_a_maildir(scripto, backend):
+    run = login(scripto, backend, "maildir:%s" % backend.maildir)
+    assert signed_in(run.data, backend)
+    assert scripto.run("whoami", "--json").data["user"]["email"] == EMAIL
+    assert len(backend.mails()) == 1  # where it was
+
+
+def test_it_prints_what_login_complete_prints(scripto, backend):
+    source = "maildir:%s" % backend.maildir
+    run = scripto.run(*LOGIN, "--code-from", source, "--api-url", backend.url)
+    assert run.out == ("✓ Signed in\n\n  Email:    you@example.com\n  Profile:  you (now active)\n"
+                       "  API key:  scripto_••••••••\n\n  Try it:  scripto whoami\n")
+    assert "  %s\n" % go_on("--api-url", backend.url) in run.err
+
+
+def test_twice_in_a_row_the_new_mail_counts(scripto, backend):
+    for _ in range(2):
+        assert signed_in(login(scripto, backend, "maildir:%s" % backend.maildir).data, backend)
+    assert requests_to(backend, "/api/cli/login-complete") == 2  # no old code was tried
+
+
+def test_mail_that_a_reader_moves_to_cur(scripto, backend):
+    maildir = backend.folder / "other"
+    for part in ("tmp", "new", "cur"):
+        (maildir / part).mkdir(parents=True)
+    process = start_login(scripto, backend, "maildir:%s" % maildir)
+    (mail,) = wait_until(backend.mails)
+    (maildir / "cur" / "1.host:2,S").write_text(mail)
+    assert ended(process)[0] == 0
+
+
+def test_an_old_mail_that_a_reader_moves_is_not_new(newest, backend):
+    login(newest, backend, "maildir:%s" % backend.maildir)
+    (old,) = (backend.maildir / "new").iterdir()
+    process = start_login(newest, backend, "maildir:%s" % backend.maildir)
+    wait_until(lambda: len(backend.mails()) == 2)
+    old.rename(backend.maildir / "cur" / (old.name + ":2,S"))
+    assert ended(process)[0] == 0
+    assert requests_to(backend, "/api/cli/login-complete") == 2
+
+
+def test_an_mbox(scripto, backend, tmp_path):
+    path = tmp_path / "mbox"
+    old = "From a@b Tue Nov 24\nTo: %s\nSubject: 111111 is your code\n\n.\n\n" % EMAIL
+    path.write_text(old * 3)
+    process = start_login(scripto, backend, "mbox:%s" % path)
+    (mail,) = wait_until(backend.mails)
+    with open(str(path), "a") as file:  # in two pieces, as a slow writer has it
+        file.write("From c@d Tue Nov 24\nTo: x@x.example\n\nhello\n\nFrom e@f Tue Nov 24\n")
+        file.flush()
+        time.sleep(0.5)
+        file.write(mail + "\n")
+    status, envelope, _ = ended(process)
+    assert status == 0 and signed_in(envelope["data"], backend)
+    assert requests_to(backend, "/api/cli/login-complete") == 1
+
+
+def test_an_mbox_that_was_emptied_meanwhile(newest, backend, tmp_path):
+    path = tmp_path / "mbox"
+    path.write_text("From a@b\nTo: %s\nSubject: 111111 is your code\n\n.\n\n" % EMAIL * 9)
+    process = start_login(newest, backend, "mbox:%s" % path)
+    (mail,) = wait_until(backend.mails)
+    path.write_text("")
+    time.sleep(0.5)
+    path.write_text("From a@b\n" + mail)
+    assert ended(process)[0] == 0
+
+
+def test_a_command(scripto, backend):
+    """Run again until it yields a code; it knows whom it is for, and since when."""
+    script = ('test "$SCRIPTO_EMAIL" = %s && test "$SCRIPTO_REQUESTED_AT" -gt 1600000000 && '
+              "cat %s/new/*" % (EMAIL, backend.maildir))
+    assert signed_in(login(scripto, backend, "cmd:" + script).data, backend)
+
+
+def test_standard_input(scripto, backend):
+    process = start_login(scripto, backend, "-")
+    (code,) = wait_until(lambda: re.findall(r"Subject: (\d{6})", "".join(backend.mails())))
+    process.stdin.write(b"Order 111111\n\nYour code: %s\n" % code.encode())
+    process.stdin.flush()  # and it stays open
+    process.stdin = None
+    status, envelope, _ = ended(process)
+    assert status == 0 and signed_in(envelope["data"], backend)
+
+
+def test_the_source_may_stand_in_the_environment(scripto, backend):
+    env = {"SCRIPTO_CODE_FROM": "maildir:%s" % backend.maildir, "SCRIPTO_API_BASE_URL": backend.url}
+    assert signed_in(scripto.run(*LOGIN, "--json", env=env).data, backend)
+
+
+def test_a_flag_wins_over_the_environment(newest, backend):
+    env = {"SCRIPTO_CODE_FROM": "nonsense"}
+    assert login(newest, backend, "maildir:%s" % backend.maildir, env=env).status == 0
+
+
+def test_names_are_passed_on(scripto, backend):
+    flags = ["--name", "a job", "--profile-name", "job"]
+    data = login(scripto, backend, "maildir:%s" % backend.maildir, *flags).data
+    assert data["profile"] == "job"
+    key = scripto.state()["profiles"]["job"]["apiKey"]
+    assert backend.request("GET", "/api/keys", key=key)[2]["data"]["keys"][0]["name"] == "a job"
+
+
+def test_the_next_step_has_every_flag_of_the_call(newest, backend):
+    flags = ["--name", "a job", "--profile-name", "job", "--timeout", "1"]
+    run = login(newest, backend, "cmd:true", *flags)
+    expected = go_on("--name 'a job' --profile-name job --api-url", backend.url)
+    assert run.error["nextAction"] == expected and "  %s\n" % expected in run.err
+
+
+def test_the_mailed_code_stays_good_for_the_second_step(newest, backend):
+    error = login(newest, backend, "cmd:true", "--timeout", "1").error
+    words = error["nextAction"].replace("<6-digit-code>", backend.code_for(EMAIL)).split()
+    assert newest.run(*words[1:]).status == 0
+
+
+def test_who_is_cut_off_has_read_how_to_go_on(newest, backend):
+    """kill -9 while it waits: standard error is a file, and nothing of it is still buffered."""
+    with open(str(backend.folder / "err"), "wb") as err:
+        process = start_login(newest, backend, "cmd:true", stderr=err)
+    wait_until(lambda: (backend.folder / "err").read_text())
+    process.kill()
+    process.communicate()
+    assert go_on("--api-url", backend.url) in (backend.folder / "err").read_text()
+
+
+def test_twenty_at_once_for_one_email(edge, backend, tmp_path):
+    """Each ends signed in or with a clear error."""
+    machines = [Scripto(edge, tmp_path / str(n)) for n in range(20)]
+    source = "maildir:%s" % backend.maildir
+    (backend.maildir / "new").mkdir(parents=True, exist_ok=True)
+    running = [start_login(each, backend, source, "--timeout", "6") for each in machines]
+    results = [ended(process) for process in running]
+    codes = [envelope["error"]["code"] for status, envelope, _ in results if status]
+    assert set(codes) <= {"resource-exhausted", "network-error"}
+    for machine, (status, _, _) in zip(machines, results):
+        if status == 0:
+            assert machine.run("whoami", "--json").data["user"]["email"] == EMAIL
+
+
+def test_ten_at_once_for_ten_emails(edge, backend, tmp_path):
+    """In one mailbox: each gets a code of its own."""
+    (backend.maildir / "new").mkdir(parents=True, exist_ok=True)
+    running = []
+    for n in range(10):
+        machine = Scripto(edge, tmp_path / str(n))
+        words = ["auth", "login", "--email", "n%d@example.com" % n, "--api-url", backend.url,
+                 "--code-from", "maildir:%s" % backend.maildir, "--json"]
+        running.append(machine.start(*words))
+    for n, process in enumerate(running):
+        assert ended(process)[1]["data"]["email"] == "n%d@example.com" % n
+    assert requests_to(backend, "/api/cli/login-complete") == 10
+
+
+# ---- A wrong code ----
+
+
+def test_a_mailbox_with_a_wrong_code_is_read_on(newest, backend):
+    process = start_login(newest, backend, "cmd:cat %s/code" % backend.folder)
+    code = wait_until(backend.mails) and backend.code_for(EMAIL)
+    (backend.folder / "code").write_text(wrong_code(code))
+    wait_until(lambda: requests_to(backend, "/api/cli/login-complete") == 1)
+    time.sleep(1.5)  # the same once more
+    (backend.folder / "code").write_text(code)
+    assert ended(process)[0] == 0
+    assert requests_to(backend, "/api/cli/login-complete") == 2
+
+
+def test_standard_input_that_ends_with_a_wrong_code(newest, backend):
+    process = start_login(newest, backend, "-")
+    wait_until(backend.mails)
+    status, envelope, err = ended(process, wrong_code(backend.code_for(EMAIL)).encode())
+    assert (status, envelope["error"]["code"]) == (2, "invalid-argument")
+    assert envelope["error"]["nextAction"] == go_on("--api-url", backend.url)
+    assert "wrong or has expired" in err
+
+
+# ---- At a terminal ----
+
+
+def test_the_prompt(scripto, backend, at_terminal):
+    terminal = at_terminal(scripto, *LOGIN, "--api-url", backend.url)
+    terminal.wait_for("Code: ")
+    assert go_on("--api-url", backend.url) in terminal.shown
+    code = backend.code_for(EMAIL)
+    terminal.type(wrong_code(code).encode() + b"\n")
+    terminal.wait_for("The code is wrong or has expired.")
+    terminal.wait_for("Code: ")
+    terminal.type(b"12345\n")
+    terminal.wait_for("The code must be six digits.")
+    terminal.wait_for("Code: ")
+    terminal.type(b"%s %s\n" % (code[:3].encode(), code[3:].encode()))
+    status, out = terminal.end()
+    assert status == 0 and "✓ Signed in" in out and "Code:" not in out
+
+
+def test_an_empty_line_asks_for_a_new_code(newest, backend, at_terminal):
+    terminal = at_terminal(newest, *LOGIN, "--api-url", backend.url)
+    terminal.wait_for("Code: ")
+    terminal.type(b"\n")
+    terminal.wait_for("Send a new code? [y/n] ")
+    terminal.type(b"n\n")
+    terminal.wait_for("Code: ")
+    assert len(backend.mails()) == 1
+    terminal.type(b"\n")
+    terminal.wait_for("[y/n] ")
+    terminal.type(b"y\n")
+    terminal.wait_for("Code: ")
+    assert len(backend.mails()) == 2
+    terminal.type(backend.code_for(EMAIL).encode() + b"\n")
+    assert terminal.end()[0] == 0
+
+
+def test_the_end_of_input_at_the_prompt(newest, backend, at_terminal):
+    terminal = at_terminal(newest, *LOGIN, "--api-url", backend.url)
+    terminal.wait_for("Code: ")
+    terminal.type(b"\x04")
+    terminal.wait_for("[y/n] ")
+    terminal.type(b"\x04")
+    terminal.wait_for("No code was given.")
+    assert terminal.end()[0] == 130
+
+
+def test_a_backend_that_takes_no_more_codes_ends_the_prompt(newest, raw_server, at_terminal):
+    def answer(connection):
+        if b"login-request" in server.requests[-1]:
+            reply = http_reply({"success": True, "data": {"ok": True, "email": EMAIL}})
+        else:
+            error = {"code": "resource-exhausted", "message": "Too many.", "nextAction": "wait"}
+            reply = http_reply({"success": False, "error": error}, 429)
+        connection.sendall(reply)
+
+    server = raw_server(answer)
+    terminal = at_terminal(newest, *LOGIN, "--api-url", server.url)
+    terminal.wait_for("Code: ")
+    terminal.type(b"123456\n")
+    terminal.wait_for("next: wait")
+    assert terminal.end()[0] == 3 and len(server.requests) == 2
+
+
+@pytest.mark.parametrize("source", [None, "cmd:true", "-"])
+def test_ctrl_c_stores_nothing(scripto, backend, at_terminal, source):
+    flags = ["--code-from", source] if source else []
+    terminal = at_terminal(scripto, *LOGIN, "--api-url", backend.url, *flags)
+    terminal.wait_for("seconds left" if source else "Code: ")
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.wait_for("Interrupted.")
+    assert terminal.end()[0] == 130
+    assert not scripto.config.exists() or scripto.state()["profiles"] == {}
+
+
+def test_a_line_at_the_terminal_counts_the_seconds(newest, backend, at_terminal):
+    words = [*LOGIN, "--api-url", backend.url, "--code-from", "-", "--timeout", "3"]
+    terminal = at_terminal(newest, *words)
+    terminal.wait_for("Waiting for the code, 3 seconds left")
+    terminal.wait_for("Waiting for the code, 1 seconds left")
+    terminal.wait_for("No code came within 3 seconds")
+    before = terminal.shown[: terminal.shown.index("✗")]
+    assert before.endswith("\r" + " " * 50 + "\r\x1b[31m")  # it has gone away
+    assert terminal.end()[0] == 3
+
+
+def test_without_a_terminal_no_line_counts(newest, backend):
+    run = login(newest, backend, "cmd:true", "--timeout", "1")
+    assert "seconds left" not in run.err and "\r" not in run.err
+
+
+# ---- Refused before anything is sent ----
+
+BAD_SOURCES = ["", "maildir", "maildir:", "cmd:", "mbox:", "imaps:", "-x", "-:x", "nonsense", "file:/x",
+               "http://x", "maildir:/nonexistent", "mbox:/nonexistent", "mbox:/", "maildir:/etc/passwd",
+               "imaps://example.com", "imaps://you@", "imaps://you:secret@example.com",
+               "imaps://you@example.com:x", "imaps://you@example.com:99999999", "imap:you@example.com",
+               "imaps://you@exa mple.com", "imaps://@example.com", "\u20ac"]
+
+
+@pytest.mark.parametrize("source", BAD_SOURCES[1:])
+def test_a_bad_source_is_refused(source, newest, backend):
+    run = login(newest, backend, source, "--timeout", "2")
+    assert (run.error["code"], run.status) == ("invalid-argument", 2)
+    assert "--code-from" in run.error["nextAction"] and "secret" not in run.out + run.err
+    assert nothing_sent(backend)
+
+
+@pytest.mark.parametrize("value", ["0", "3601", "-1", "1.5", "x", "9" * 30])
+def test_a_bad_time_out_is_refused(value, newest, backend):
+    run = login(newest, backend, "-", "--timeout=" + value)
+    assert (run.error["code"], run.status) == ("invalid-argument", 2)
+    assert "1 to 3600" in run.error["message"] and nothing_sent(backend)
+
+
+@pytest.mark.parametrize("flags", [[], ["--code-from", ""]])
+def test_no_source_and_no_terminal(flags, scripto, backend):
+    words = [*LOGIN, "--api-url", backend.url, "--name", "n", *flags, "--json"]
+    run = scripto.run(*words)
+    assert (run.error["code"], run.status) == ("invalid-argument", 2)
+    hint = run.error["nextAction"]
+    assert "--code-from" in hint and nothing_sent(backend)
+    assert hint.endswith("; then: " + go_on("--name n --api-url", backend.url))
+    words = re.search("scripto (auth login-request .*?);", hint).group(1).split()
+    assert scripto.run(*words).status == 0  # as it stands
+
+
+@pytest.mark.parametrize("flags, named", [
+    (["--email", "nonsense"], "--email <your-email> to: scripto auth login"),
+    (["--email", ""], "--email <your-email> to: scripto auth login"),
+    (["--profile-name", "a b"], "letters"),
+    (["--name", "x" * 101], "--name"),
+    (["--profile", "none"], "scripto use"),
+], ids=repr)  # fmt: skip
+def test_what_login_complete_would_refuse(flags, named, newest, backend):
+    run = login(newest, backend, "maildir:%s" % backend.maildir, *flags)
+    assert run.status in (1, 2) and named in run.error["nextAction"]
+    assert nothing_sent(backend)
+
+
+def test_a_profile_file_that_cannot_be_written(newest, backend):
+    newest.write_config("not JSON")
+    run = login(newest, backend, "maildir:%s" % backend.maildir)
+    assert run.error["code"] == "failed-precondition" and nothing_sent(backend)
+
+
+# ---- While it waits ----
+
+
+def test_a_mailbox_that_disappears(scripto, backend, tmp_path):
+    maildir = tmp_path / "gone"
+    for part in ("tmp", "new", "cur"):
+        (maildir / part).mkdir(parents=True)
+    process = start_login(scripto, backend, "maildir:%s" % maildir)
+    wait_until(backend.mails)
+    shutil.rmtree(str(maildir))
+    status, envelope, _ = ended(process)
+    assert (status, envelope["error"]["code"]) == (1, "failed-precondition")
+    assert envelope["error"]["nextAction"] == go_on("--api-url", backend.url)
+
+
+def test_an_mbox_that_disappears(newest, backend, tmp_path):
+    path = tmp_path / "mbox"
+    path.write_text("")
+    process = start_login(newest, backend, "mbox:%s" % path)
+    wait_until(backend.mails)
+    path.unlink()
+    assert ended(process)[1]["error"]["code"] == "failed-precondition"
+
+
+COMMANDS = {
+    "fails": ("exit 7", "exit status 7"),
+    "is not there": ("no-such-program-anywhere", "exit status 127"),
+    "prints a megabyte": ("head -c 3000000 /dev/zero | tr '\\0' x", "none in the output"),
+    "prints bytes": ("printf '\\377\\376'", "none in the output"),
+    "never ends": ("sleep 1000", "no"),
+    "prints for ever": ("yes", "none in the output"),
+    "tells a secret on standard error": ("echo hush >&2; exit 3", "exit status 3"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(COMMANDS))
+def test_a_command_that(kind, newest, backend):
+    command, seen = COMMANDS[kind]
+    began = time.monotonic()
+    run = login(newest, backend, "cmd:" + command, "--timeout", "2")
+    assert time.monotonic() - began < 20
+    assert (run.error["code"], run.status) == ("network-error", 3)
+    assert "within 2 seconds" in run.error["message"] and seen in run.error["message"]
+    assert "hush" not in run.out + run.err
+
+
+def alive(pid):
+    try:
+        with open("/proc/%d/stat" % pid) as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("how", ["time-out", "Ctrl-C"])
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
+def test_a_command_is_ended_with_what_it_started(how, newest, backend):
+    path = backend.folder / "pid"
+    command = "cmd:sleep 1000 & echo $! > %s; wait" % path
+    process = start_login(newest, backend, command, "--timeout", "2" if how == "time-out" else "60")
+    pid = int(wait_until(lambda: path.exists() and path.read_text()))
+    assert alive(pid)
+    if how == "Ctrl-C":
+        process.send_signal(signal.SIGINT)
+    assert ended(process)[0] == (130 if how == "Ctrl-C" else 3)
+    wait_until(lambda: not alive(pid))
+
+
+def test_the_code_is_not_waited_for_when_none_was_sent(newest, raw_server, tmp_path):
+    server = raw_server(http_reply({"success": False, "error": {
+        "code": "internal", "message": "No mail.", "nextAction": "retry shortly"}}, 500))
+    words = [*LOGIN, "--code-from", "cmd:echo 123456 > %s" % (tmp_path / "ran"), "--json"]
+    run = newest.run(*words, "--api-url", server.url)
+    assert run.error["nextAction"] == "retry shortly" and len(server.requests) == 1
+
+
+def test_what_came_is_counted(newest, backend, tmp_path):
+    maildir = tmp_path / "counted"
+    for part in ("tmp", "new", "cur"):
+        (maildir / part).mkdir(parents=True)
+    run = login(newest, backend, "maildir:%s" % maildir, "--timeout", "1")
+    assert ": no new messages;" in run.error["message"] and "spam" in run.error["message"]
+    process = start_login(newest, backend, "maildir:%s" % maildir, "--timeout", "2")
+    wait_until(lambda: len(backend.mails()) == 2)
+    deliver(maildir, "To: x@x.example\nSubject: 123456 is your code\n\n.\n")
+    assert ": 1 new messages, none to you@example.com;" in ended(process)[1]["error"]["message"]
+
+
+# ---- IMAP ----
+
+
+class ImapServer:
+    """As much of RFC 3501 as a client needs that only peeks. `mails` are bytes, the UIDs are from
+    1 on; `asked` are the commands; `refuse` maps a command to the answer instead of OK, and `drop`
+    names one at which the connection ends, once."""
+
+    def __init__(self, context=None, mails=(), password="secret"):
+        self.context, self.mails, self.password = context, list(mails), password
+        self.asked, self.refuse, self.drop, self.validity = [], {}, [], 7
+        self.listener = socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(20)
+        self.port = self.listener.getsockname()[1]
+        self.thread = threading.Thread(target=self.accept, daemon=True)
+        self.thread.start()
+
+    def url(self, folder=""):
+        scheme = "imaps" if self.context else "imap"
+        return "%s://you@localhost:%d%s" % (scheme, self.port, folder)
+
+    def close(self):
+        try:
+            self.listener.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self.thread.join(20)
+        self.listener.close()
+
+    def accept(self):
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+
+    def serve(self, connection):
+        try:
+            with connection:
+                if self.context:
+                    connection = self.context.wrap_socket(connection, server_side=True)
+                self.talk(connection, connection.makefile("rb"))
+        except OSError:
+            pass  # the client went away, or minds the certificate
+
+    def talk(self, connection, lines):
+        connection.sendall(b"* OK ready\r\n")
+        for line in lines:
+            tag, command = line.decode().strip().split(" ", 1)
+            verb = " ".join(command.split()[: 2 if command.startswith("UID") else 1])
+            self.asked.append(command)
+            if verb in self.drop:
+                self.drop.remove(verb)
+                return
+            answer = self.refuse.get(verb) or self.answer(verb, command, connection, lines)
+            if isinstance(answer, str):
+                answer = answer.encode()
+            connection.sendall(tag.encode() + b" " + answer + b"\r\n")
+
+    def answer(self, verb, command, connection, lines):
+        say = connection.sendall
+        if verb == "CAPABILITY":
+            say(b"* CAPABILITY IMAP4rev1 AUTH=XOAUTH2\r\n")
+        elif verb == "LOGIN" and self.password not in command:
+            return "NO [AUTHENTICATIONFAILED] Wrong\x1b[2J password."
+        elif verb == "AUTHENTICATE":
+            import base64
+
+            say(b"+ \r\n")
+            self.asked.append(base64.b64decode(lines.readline()).decode())
+        elif verb in ("STATUS", "EXAMINE") and '"INBOX"' not in command and "Junk" not in command:
+            return "NO [NONEXISTENT] No such mailbox."
+        elif verb == "STATUS":
+            say(b'* STATUS "INBOX" (UIDNEXT %d UIDVALIDITY %d)\r\n'
+                % (len(self.mails) + 1, self.validity))
+        elif verb == "EXAMINE":
+            say(b"* %d EXISTS\r\n* OK [UIDVALIDITY %d] .\r\n" % (len(self.mails), self.validity))
+        elif verb == "UID SEARCH":
+            first = min(int(re.search(r"UID (\d+):\*", command).group(1)), len(self.mails))
+            uids = range(max(first, 1), len(self.mails) + 1)
+            say(b"* SEARCH %s\r\n" % b" ".join(b"%d" % uid for uid in uids))
+        elif verb == "UID FETCH":
+            uid, size = map(int, re.match(
+                r"UID FETCH (\d+) \(BODY\.PEEK\[\]<0\.(\d+)>\)$", command).groups())
+            part = self.mails[uid - 1][:size]
+            say(b"* %d FETCH (UID %d BODY[]<0> {%d}\r\n%s)\r\n" % (uid, uid, len(part), part))
+        return "OK done"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate for localhost, with its key; nobody knows who signed it."""
+    path = str(tmp_path_factory.mktemp("tls") / "server.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+               "-subj", "/CN=localhost", "-keyout", path + ".key", "-out", path,
+               "-addext", "subjectAltName=DNS:localhost"]  # fmt: skip
+    if not shutil.which("openssl") or subprocess.run(command, stderr=subprocess.PIPE).returncode:
+        pytest.skip("needs the openssl command")
+    return path
+
+
+@pytest.fixture
+def imap():
+    servers = []
+
+    def start(*args, **kwargs):
+        servers.append(ImapServer(*args, **kwargs))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def imap_mails(backend, server):
+    """Moves what the backend mails into that mailbox, once."""
+    mails = wait_until(backend.mails)
+    server.mails.append(mails[-1].replace("\n", "\r\n").encode())
+
+
+PASSWORD = {"SCRIPTO_MAIL_PASSWORD": "secret"}
+OLD = [b"To: you@example.com\r\nSubject: 111111 is your code\r\n\r\n.\r\n"] * 300
+
+
+@pytest.fixture
+def tls(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate + ".key")
+    return context
+
+
+def test_imaps(scripto, backend, imap, tls, certificate):
+    """Twice in a row in a mailbox with old codes; nothing there is changed."""
+    server = imap(tls, OLD)
+    for _ in range(2):
+        mails = len(backend.mails())
+        env = dict(PASSWORD, SSL_CERT_FILE=certificate)
+        process = start_login(scripto, backend, server.url(), env=env)
+        wait_until(lambda: len(backend.mails()) > mails)
+        imap_mails(backend, server)
+        status, envelope, _ = ended(process)
+        assert status == 0 and signed_in(envelope["data"], backend)
+    verbs = {" ".join(each.split()[: 2 if each.startswith("UID") else 1]) for each in server.asked}
+    assert verbs == {"CAPABILITY", "LOGIN", "STATUS", "EXAMINE", "NOOP", "UID SEARCH", "UID FETCH"}
+    fetched = [each.split()[2] for each in server.asked if each.startswith("UID FETCH")]
+    assert fetched == ["301", "302"]  # and not one of the old ones
+    assert requests_to(backend, "/api/cli/login-complete") == 2
+
+
+def test_imap_on_loopback(scripto, backend, imap):
+    server = imap()
+    process = start_login(scripto, backend, server.url("/INBOX"), env=PASSWORD)
+    imap_mails(backend, server)
+    assert ended(process)[0] == 0
+
+
+def test_a_certificate_that_nobody_knows(newest, backend, imap, tls):
+    server = imap(tls)
+    run = login(newest, backend, server.url(), env=PASSWORD)
+    assert run.error["code"] == "network-error" and run.status == 3
+    assert "SSL_CERT_FILE" in run.error["nextAction"]
+    assert nothing_sent(backend) and server.asked == []
+
+
+def test_a_mail_server_that_refuses_costs_no_code(scripto, backend, imap):
+    server = imap(password="other")
+    run = login(scripto, backend, server.url(), env=PASSWORD)
+    assert (run.error["code"], run.status) == ("failed-precondition", 1)
+    assert "Wrong\\x1b[2J password." in run.error["message"]
+    assert "SCRIPTO_MAIL_PASSWORD" in run.error["nextAction"]
+    assert "secret" not in run.out + run.err and nothing_sent(backend)
+
+
+@pytest.mark.parametrize("words", ["[ALERT] Application-specific password required",
+                                   "Basic authentication is disabled."])
+def test_where_passwords_are_switched_off(words, newest, backend, imap):
+    server = imap()
+    server.refuse["LOGIN"] = "NO " + words
+    error = login(newest, backend, server.url(), env=PASSWORD).error
+    assert words in error["message"] and nothing_sent(backend)
+    assert "app password" in error["nextAction"] and "SCRIPTO_MAIL_TOKEN" in error["nextAction"]
+
+
+def test_a_secret_that_the_mail_server_repeats(newest, backend, imap):
+    server = imap(password="other")
+    server.refuse["LOGIN"] = "NO secret is not your password"
+    run = login(newest, backend, server.url(), env=PASSWORD)
+    assert "secret" not in run.out + run.err and "is not your password" in run.out
+
+
+def test_an_oauth_token(scripto, backend, imap):
+    server = imap()
+    env = dict(PASSWORD, SCRIPTO_MAIL_TOKEN="ya29.token")
+    process = start_login(scripto, backend, server.url(), env=env)
+    imap_mails(backend, server)
+    assert ended(process)[0] == 0
+    assert "user=you\1auth=Bearer ya29.token\1\1" in server.asked
+    assert not any(each.startswith("LOGIN") for each in server.asked)
+
+
+@pytest.mark.parametrize("user, mode, good", [("you", 0o600, True), ("other", 0o600, False)])
+def test_a_password_from_netrc(user, mode, good, scripto, backend, imap):
+    server = imap()
+    netrc = scripto.home / ".netrc"
+    netrc.write_text("machine localhost login %s password secret\n" % user)
+    netrc.chmod(mode)
+    process = start_login(scripto, backend, server.url())
+    if good:
+        imap_mails(backend, server)
+    status, envelope, _ = ended(process)
+    assert status == (0 if good else 2)
+    assert good or "SCRIPTO_MAIL_PASSWORD" in envelope["error"]["nextAction"]
+    assert good or nothing_sent(backend)
+
+
+def test_no_password_at_all(newest, backend, imap):
+    server = imap()
+    run = login(newest, backend, server.url())
+    assert run.error["code"] == "invalid-argument" and "~/.netrc" in run.error["nextAction"]
+    assert nothing_sent(backend) and server.asked == ["CAPABILITY"]
+
+
+def test_no_such_folder(newest, backend, imap):
+    run = login(newest, backend, imap().url("/Nope"), env=PASSWORD)
+    assert run.error["code"] == "invalid-argument" and "No such mailbox" in run.error["message"]
+    assert "FOLDER" in run.error["nextAction"] and nothing_sent(backend)
+
+
+def test_a_folder_with_a_space_and_a_quote(newest, backend, imap):
+    server = imap()
+    process = start_login(newest, backend, server.url("/My%20%22Junk"), env=PASSWORD)
+    imap_mails(backend, server)
+    assert ended(process)[0] == 0
+    assert 'EXAMINE "My \\"Junk"' in server.asked
+
+
+@pytest.mark.parametrize("verb", ["NOOP", "UID SEARCH", "UID FETCH"])
+def test_a_connection_that_drops_is_made_again(verb, newest, backend, imap):
+    server = imap()
+    server.drop.append(verb)
+    process = start_login(newest, backend, server.url(), env=PASSWORD)
+    imap_mails(backend, server)
+    assert ended(process)[0] == 0
+    assert sum(each.startswith("LOGIN") for each in server.asked) == 2
+
+
+def test_a_mailbox_that_was_made_anew_meanwhile(newest, backend, imap):
+    """Another UIDVALIDITY: what it holds then may all be old."""
+    server = imap()
+    process = start_login(newest, backend, server.url(), env=PASSWORD)
+    wait_until(lambda: "NOOP" in server.asked)
+    server.validity, server.mails = 8, list(OLD)
+    server.drop.append("NOOP")
+    wait_until(lambda: sum(each.startswith("LOGIN") for each in server.asked) == 2)
+    wait_until(lambda: server.asked[-1].startswith("UID SEARCH"))
+    imap_mails(backend, server)
+    assert ended(process)[0] == 0
+    assert requests_to(backend, "/api/cli/login-complete") == 1
+
+
+def test_a_mail_server_that_goes_away(newest, backend, imap):
+    server = imap()
+    process = start_login(newest, backend, server.url(), env=PASSWORD)
+    wait_until(lambda: "NOOP" in server.asked and backend.mails())
+    server.drop.append("NOOP")
+    server.close()
+    status, envelope, _ = ended(process)
+    assert (status, envelope["error"]["code"]) == (3, "network-error")
+    assert envelope["error"]["nextAction"] == go_on("--api-url", backend.url)
+
+
+def test_a_mail_server_that_is_not_there(newest, backend, imap):
+    server = imap()
+    server.close()
+    run = login(newest, backend, server.url(), env=PASSWORD)
+    assert run.error["code"] == "network-error" and nothing_sent(backend)
+
+
+@pytest.mark.parametrize("greeting", [b"", b"220 smtp ready\r\n", b"\xff" * 2000000, None])
+def test_what_is_no_mail_server(greeting, newest, backend, raw_server):
+    def answer(connection):
+        if greeting is None:
+            select.select([connection], [], [], 30)  # silent, until the client is gone
+        else:
+            connection.sendall(greeting)
+
+    server = raw_server(answer)
+    server.read_request = lambda connection: b""
+    url = "imap://you@127.0.0.1:%d" % server.port
+    began = time.monotonic()
+    run = login(newest, backend, url, "--timeout", "2", env=PASSWORD)
+    assert run.error["code"] == "network-error" and run.status == 3
+    assert time.monotonic() - began < 20 and nothing_sent(backend)
+
+
+def test_imap_in_the_clear_is_for_loopback_only(newest, backend):
+    """Elsewhere it takes STARTTLS; here the address leads nowhere, or to who does not offer it."""
+    url = "imap://you@192.0.2.1:1"
+    run = login(newest, backend, url, "--timeout", "2", env=PASSWORD)
+    assert run.error["code"] == "network-error" and nothing_sent(backend)
+
+
+# ---- What it costs the others ----
+
+
+@pytest.mark.parametrize("words", [["whoami"], ["config", "show"]])
+def test_other_commands_load_nothing_of_it(words, newest, backend):
+    newest.sign_in(backend)
+    run = newest.run(*words, flags=["-X", "importtime"])
+    loaded = set(re.findall(r"\| +([\w.]+)$", run.err, re.M))
+    assert run.status == 0 and "argparse" in loaded
+    only_this = {"imaplib", "mailbox", "netrc", "queue", "subprocess", "difflib", "atexit",
+                 "html.entities", "email.policy", "email.headerregistry"}
+    assert loaded & only_this == set()
