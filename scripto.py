@@ -241,6 +241,15 @@ def read_line(ctx, prompt, secret=False):
     return line.decode("utf-8", "replace").rstrip("\r\n")
 
 
+def confirm(ctx, args, question, command):
+    """Raises cancelled for a no, invalid-argument where there is neither a terminal nor --yes."""
+    if not args.yes:
+        if not is_terminal(ctx.stdin):
+            raise refused("There is no terminal to ask at.", "add --yes to: scripto " + command)
+        if read_line(ctx, question + " [y/N] ").strip().lower() not in ("y", "yes"):
+            raise ScriptoError("cancelled", "Nothing was changed.", "answer y, or add --yes")
+
+
 # ---- Door -----------------------------
 # Every value from outside is checked here, once, before anything is read, written or sent.
 # A check returns the value, or raises invalid-argument.
@@ -1045,12 +1054,8 @@ def cmd_config_clear(ctx, args):
     if args.profile is not None:
         find_profile(state, args.profile)
         names = [args.profile]
-    if names and not args.yes:
-        if not is_terminal(ctx.stdin):
-            raise refused("There is no terminal to ask at.", "add --yes to: scripto config clear")
-        reply = read_line(ctx, f"Forget {', '.join(names)}? [y/N] ")
-        if reply.strip().lower() not in ("y", "yes"):
-            raise ScriptoError("cancelled", "Nothing was changed.", "answer y, or add --yes")
+    if names:
+        confirm(ctx, args, f"Forget {', '.join(names)}?", "config clear")
     active = file.change(remove_profiles, names)["activeProfile"] if names else None
     lines = ["✓ Forgotten: " + (", ".join(names) or "nothing, there was no profile")]
     return {"removed": names, "activeProfile": active}, lines
