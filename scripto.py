@@ -987,20 +987,87 @@ def cmd_use(ctx, args):
     return {"activeProfile": state.get("activeProfile"), "profiles": rows}, lines
 
 
+def keys_of(ctx, target):
+    """The user's keys as the backend lists them, newest use first. `current` is the one that asks:
+    of a profile by its id, else by how it starts."""
+    keys = call(ctx, target, "GET", "/api/keys", "data").get("keys")
+    if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
+        raise bad_reply(target.base_url, "sent no list of keys")
+    own = text_of(target.profile, "keyId") if target.key_source == "profile" else ""
+    for key in keys:
+        start = KEY_PREFIX + (text_of(key, "start") or " ")
+        key["current"] = key.get("id") == own if own else target.key.startswith(start)
+    keys.sort(key=lambda key: (text_of(key, "lastUsedAt"), text_of(key, "createdAt")), reverse=True)
+    return keys
+
+
+def revoke(ctx, target, keys):
+    """The first of these keys; not-found for none."""
+    from urllib.parse import quote  # lazy
+
+    if not keys:
+        hint = "see the ids with: scripto keys list"
+        raise ScriptoError("not-found", f"There is no such key at {target.base_url}.", hint)
+    path = "/api/keys/" + quote(text_of(keys[0], "id"), safe="")
+    if call(ctx, target, "DELETE", path, "data").get("revoked") is not True:
+        raise bad_reply(target.base_url, "did not say that the key is revoked")
+
+
+def revoke_stored(ctx, name):
+    """That profile's key at its own backend, whatever the environment says. One that is refused
+    there is revoked already."""
+    import copy  # lazy
+
+    alone, given_ones = copy.copy(ctx), ("SCRIPTO_API_KEY", "SCRIPTO_API_BASE_URL")
+    alone.env = {name: value for name, value in ctx.env.items() if name not in given_ones}
+    target = resolve(alone, argparse.Namespace(profile=name, api_key=None, api_url=None))
+    try:
+        revoke(ctx, target, [key for key in keys_of(ctx, target) if key["current"]])
+    except ScriptoError as error:
+        if error.code != "unauthenticated":
+            raise
+
+
+def cmd_keys_list(ctx, args):
+    keys, members = keys_of(ctx, resolve(ctx, args)), ("id", "name", "createdAt", "lastUsedAt")
+    form = "{} {:28}  {:20}  {:20}  {}"
+    lines = [form.format(" ", "ID", "NAME", "CREATED", "LAST USED")]
+    for key in keys:
+        mark = "●" if key["current"] else " "
+        lines.append(form.format(mark, *(text_of(key, member) or "-" for member in members)))
+    return {"keys": keys}, lines
+
+
+def cmd_keys_revoke(ctx, args):
+    target = resolve(ctx, args)
+    keys = [key for key in keys_of(ctx, target) if key.get("id") == args.id]
+    if any(key["current"] for key in keys):
+        confirm(ctx, args, "That is the key in use. Revoke it?", "keys revoke")
+    revoke(ctx, target, keys)
+    return {"id": args.id, "revoked": True}, [f"✓ Key {args.id} is revoked at {target.base_url}"]
+
+
 def cmd_logout(ctx, args):
     file = ProfileFile(ctx)
     state = file.read()
     name = args.name if args.name is not None else state.get("activeProfile")
     if name is None:
         raise ScriptoError("not-found", "No profile is active.", NEXT_SIGN_IN)
-    backend = url_of(find_profile(state, name))
+    profile = find_profile(state, name)
+    if args.revoke:
+        revoke_stored(ctx, name)
     active = file.change(remove_profiles, [name])["activeProfile"]
-    lines = [f"✓ Signed out: profile {name} is removed from this machine",
-             "  Its key is not revoked: copies of it still work at " + backend]
+    lines = [f"✓ Signed out: profile {name} is removed from this machine"]
+    if args.revoke:
+        lines.append("  Its key is revoked at " + url_of(profile))
+    else:
+        key_id = text_of(profile, "keyId") or "<id>"
+        lines += ["  Its key is not revoked: copies of it still work at " + url_of(profile),
+                  "  To revoke it, sign in there again, then: scripto keys revoke " + key_id]
     if active and name == state.get("activeProfile"):
         lines.append(f"  Profile {active} is now active")
     warn_of_environment(ctx)
-    return {"removed": name, "revoked": False, "activeProfile": active}, lines
+    return {"removed": name, "revoked": args.revoke, "activeProfile": active}, lines
 
 
 def cmd_config_set(ctx, args):
@@ -1941,6 +2008,8 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--profile": ("NAME", "the profile (else the active one)"),
     "--api-key": ("KEY", "the key (else SCRIPTO_API_KEY, the profile's); - reads standard input"),
     "--yes": (None, "do not ask"),
+    "id": ("ID", "a key's id, as keys list has it"),
+    "--revoke": (None, "revoke its key at the backend first; the profile stays if that fails"),
     "--host": ("ADDRESS", "where to listen (127.0.0.1)"),
     "--port": ("PORT", "and on which port (8787); 0 takes a free one"),
     "--db": ("FILE", "the database (scripto/scripto.db in the data folder)"),
@@ -1969,14 +2038,19 @@ COMMANDS = {
     "whoami": Command(cmd_whoami, "ask the backend whose key this is", KEY, "", ""),
     "use": Command(cmd_use, "list the profiles, or switch to one", "name", "you", "here"),
     "logout": Command(
-        cmd_logout, "remove a profile, by default the active one", "name", "you", "here"),
+        cmd_logout, "remove a profile, by default the active one; its key works on without --revoke",
+        "name --revoke", "you", "here, backend"),
+    "keys list": Command(cmd_keys_list, "list your keys at the backend", KEY, "", ""),
+    "keys revoke": Command(
+        cmd_keys_revoke, "end one of your keys", "id --yes " + KEY, "key_1f2e3d", "backend"),
     "config set": Command(
         cmd_config_set, "store a key that you have as a profile",
         "--api-key --profile-name --api-url", "--api-key -", "here"),
     "config show": Command(
         cmd_config_show, "show the profiles, what is in force, and why", KEY, "", ""),
     "config clear": Command(
-        cmd_config_clear, "forget one profile, or all", "--profile --yes", "--yes", "here"),
+        cmd_config_clear, "forget one profile, or all, on this machine; their keys are not revoked",
+        "--profile --yes", "--yes", "here"),
     "serve": Command(
         cmd_serve, "run a backend",
         "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
@@ -1985,7 +2059,7 @@ COMMANDS = {
         cmd_demo, "see the whole sign-in work, in a throw-away folder", "", "", ""),
     "doctor": Command(cmd_doctor, "check what works on this machine", KEY, "", ""),
 }
-GROUPS = ("auth", "config")
+GROUPS = ("auth", "config", "keys")
 
 
 class Parser(argparse.ArgumentParser):
