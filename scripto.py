@@ -1995,6 +1995,122 @@ def cmd_doctor(ctx, args):
     return {"ok": all(row["status"] != "error" for row in found), "checks": found}, lines
 
 
+# ---- Completion -----------------------
+# Scripts for three shells, with the table of commands in them: a Tab starts this program for the
+# names of profiles only.
+
+# For bash, with no bash-completion, and zsh. `name` is how the rows begin that may come now.
+POSIX = r"""#compdef CALLED
+_scripto() {
+  local IFS=$'\n' program=${PROGRAM} word=WORD name= last= each= row=
+  local -a table found
+  table=(TABLE)
+  for each in "${TYPED}"; do
+    case $each in =) continue ;; --) ;; -*) last=$each; continue ;; esac
+    last=
+    [[ $'\n'"${table[*]}" == *$'\n'"$name $each:"* ]] && name="$name $each"
+  done
+  [[ $'\n'"${table[*]}" == *$'\n'"$name $last:"* ]] && name="$name $last"
+  [[ $program == '~/'* ]] && program=$HOME/${program#*/}
+  for row in "${table[@]}"; do
+    [[ $row == "$name:"* ]] || continue
+    row=${row#*:} each=${row%%:*}
+    case $each in
+      @) [[ $word == -* ]] || found+=($(PROFILES)) ;;
+      /) FILES ;;
+      -*) [[ $word == -* ]] && found+=("$ENTRY") ;;
+      *) found+=("$ENTRY") ;;
+    esac
+  done
+  OFFER
+}
+"""
+BASH_END = "complete -F _scripto CALLED\n"
+# By eval, which may come before compinit runs or without it; or as a file in a folder of fpath.
+ZSH_END = r"""_scripto_late() {
+  (( $+functions[compdef] )) || return
+  compdef _scripto CALLED
+  precmd_functions=(${precmd_functions:#_scripto_late})
+}
+if [[ $funcstack[1] == _scripto ]]; then
+  _scripto
+else
+  precmd_functions+=(_scripto_late)
+  _scripto_late
+fi
+"""
+FISH = r"""function __scripto
+  set -l typed (commandline -opc)
+  set -l program (string replace -r '^~/' "$HOME/" $typed[1])
+  set -l word (commandline -ct)
+  set -l table TABLE
+  set -l name ''
+  set -l last ''
+  for each in $typed[2..-1]
+    set last ''
+    if string match -qr '^-.' -- $each; and test $each != --
+      set last $each
+    else if string match -q -- "$name $each:*" $table
+      set name "$name $each"
+    end
+  end
+  string match -q -- "$name $last:*" $table; and set name "$name $last"
+  set -l kind '[^-:@/]'
+  if string match -q -- '-*' $word
+    set kind -
+  else if contains -- "$name:@:" $table
+    PROFILES
+  end
+  contains -- "$name:/:" $table; and __fish_complete_path $word
+  string replace -fr "^$name:($kind[^:]*):(.*)" '$1'\t'$2' -- $table
+end
+complete -f -c CALLED -a '(__scripto)'
+"""
+PROFILES = """"$program" use --json 2>/dev/null | grep -o '"name": "[A-Za-z0-9._-]*"' | cut -d'"' -f4"""
+SHELLS = {  # the script of each, and what stands there for the words in capitals
+    "bash": (POSIX + BASH_END, {
+        "PROGRAM": "COMP_WORDS", "WORD": "$2", "TYPED": "COMP_WORDS[@]:1:COMP_CWORD-1",
+        "FILES": "compopt -o default 2>/dev/null", "ENTRY": "each",
+        "OFFER": 'COMPREPLY=($(compgen -W "${found[*]}" -- "$word"))'}),
+    "zsh": (POSIX + ZSH_END, {
+        "PROGRAM": "words[1]", "WORD": "$PREFIX", "TYPED": "words[@]:1:CURRENT-2",
+        "FILES": "_files", "ENTRY": "row", "OFFER": "_describe scripto found"}),
+    "fish": (FISH, {}),
+}
+
+
+def followers(ctx):
+    """Rows `typed:what may follow:why`; @ stands for a profile's name, / for a file's."""
+    rows = [":--help:show the commands", ":--version:show the version"]
+    for name, command in ctx.commands.items():
+        group, _, last = (" " + name).rpartition(" ")
+        rows += [f":{group[1:]}:commands"] if group else []
+        rows.append(f"{group}:{last}:{command.purpose}")
+        for word in command.takes.split() + ["--json", "--help"]:
+            typed, (takes, purpose) = " " + name, ctx.options.get(word, ("FILE", "a command"))
+            if word[0] == "-":
+                rows.append(f"{typed}:{word}:{purpose}")
+                typed += " " + word
+            if word in ("name", "--profile", "--profile-name"):
+                rows.append(typed + ":@:")
+            elif takes == "FILE":
+                rows.append(typed + ":/:")
+            elif "|" in (takes or ""):
+                rows += [f"{typed}:{value}:" for value in takes.split("|")]
+    return dict.fromkeys(rows)
+
+
+def cmd_completion(ctx, args):
+    """For the name that it is called by, too."""
+    script, parts = SHELLS[args.shell]
+    called = {"scripto"} | set(re.findall(r"[\w.][\w.-]*\Z", os.path.basename(sys.argv[0])))
+    separator = " -c " if args.shell == "fish" else " "
+    parts = dict(parts, PROFILES=PROFILES, CALLED=separator.join(sorted(called)),
+                 TABLE=" ".join(map(shell_word, followers(ctx))))
+    script = re.sub("[A-Z]{4,}", lambda match: parts.get(match.group(), match.group()), script)
+    return {"script": script}, script.splitlines()
+
+
 # ---- Command line ---------------------
 # One table of commands, from which parser and help are made; the way in and out.
 
@@ -2008,6 +2124,7 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--profile": ("NAME", "the profile (else the active one)"),
     "--api-key": ("KEY", "the key (else SCRIPTO_API_KEY, the profile's); - reads standard input"),
     "--yes": (None, "do not ask"),
+    "shell": ("bash|zsh|fish", "the shell"),
     "id": ("ID", "a key's id, as keys list has it"),
     "--revoke": (None, "revoke its key at the backend first; the profile stays if that fails"),
     "--host": ("ADDRESS", "where to listen (127.0.0.1)"),
@@ -2055,6 +2172,8 @@ COMMANDS = {
         cmd_serve, "run a backend",
         "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
         " --behind-proxy --rate-limit", "--mail maildir:mail", "here"),
+    "completion": Command(
+        cmd_completion, "print what makes a shell complete these commands", "shell", "bash", ""),
     "demo": Command(
         cmd_demo, "see the whole sign-in work, in a throw-away folder", "", "", ""),
     "doctor": Command(cmd_doctor, "check what works on this machine", KEY, "", ""),
@@ -2083,6 +2202,8 @@ def parser_for(name):
         more = {"metavar": takes} if takes else {"action": "store_true"}
         if word in ("name", "--email", "--code"):
             more["nargs"] = "?"  # the command itself says what is missing
+        if "|" in (takes or ""):
+            more["choices"] = takes.split("|")
         parser.add_argument(word, help=purpose, **more)
     return parser
 
