@@ -2197,7 +2197,10 @@ def parser_for(name):
                     add_help=False, allow_abbrev=False,
                     formatter_class=lambda prog: argparse.HelpFormatter(prog, width=96))
     parser.color = False  # Python 3.14 would colour what is not yet known to go to a terminal
-    for word in command.takes.split() + ["--json", "--help"]:
+    words = command.takes.split() + ["--json", "--help"]
+    for word in words:
+        if word == "--":  # no flag: run() splits there
+            continue
         takes, purpose = OPTIONS[word]
         more = {"metavar": takes} if takes else {"action": "store_true"}
         if word in ("name", "--email", "--code"):
@@ -2205,6 +2208,8 @@ def parser_for(name):
         if "|" in (takes or ""):
             more["choices"] = takes.split("|")
         parser.add_argument(word, help=purpose, **more)
+    if "--" in words:
+        parser.usage = parser.format_usage()[len("usage: ") :].rstrip() + " [-- COMMAND ...]"
     return parser
 
 
@@ -2244,6 +2249,10 @@ def find_command(words):
 
 
 def run(ctx, words):
+    """What stands behind `--` is another command's alone, and none of it is looked at here."""
+    split = words.index("--") if "--" in words else len(words)
+    words, behind = words[:split], words[split:]
+    ctx.as_json = "--json" in words
     words = ["--help" if word == "-h" else word for word in words if word != "--json"]
     if "--version" in words:
         return {"version": __version__}, ["scripto " + __version__]
@@ -2261,6 +2270,9 @@ def run(ctx, words):
         kind = "flag" if extra[0].startswith("-") else "argument"
         flags = re.findall("--[a-z-]+", COMMANDS[name].takes + " --json --help")
         raise unknown(kind, readable(extra[0]), flags, "", f"see: {parser.prog} --help")
+    if behind and "--" not in COMMANDS[name].takes.split():
+        raise refused(f"'{name}' takes nothing behind --.", f"see: {parser.prog} --help")
+    args.command = behind[1:]
     return COMMANDS[name].work(ctx, args)
 
 
@@ -2268,10 +2280,10 @@ def main(argv=None):
     """Returns the exit status. The one edge: what is raised below becomes output here."""
     words = sys.argv[1:] if argv is None else argv
     os.umask(0o077)  # what is made here holds keys, codes and hashes: nobody else's business
-    ctx = Context("--json" in words, COMMANDS, OPTIONS)
+    ctx = Context(False, COMMANDS, OPTIONS)  # run() finds out about --json
     try:
         reply = run(ctx, words)
-        return show(ctx, *reply) if reply else 0
+        return show(ctx, *reply) if isinstance(reply, tuple) else reply or 0  # else a status
     except BrokenPipeError:
         return 141  # as a shell reports SIGPIPE
     except ScriptoError as error:
