@@ -2058,11 +2058,11 @@ FISH = r"""function __scripto
   set -l kind '[^-:@/]'
   if string match -q -- '-*' $word
     set kind -
-  else if contains -- "$name:@:" $table
+  else if contains -- "$name:@:" $table; and type -q "$program"
     PROFILES
   end
   contains -- "$name:/:" $table; and __fish_complete_path $word
-  string replace -fr "^$name:($kind[^:]*):(.*)" '$1'\t'$2' -- $table
+  string replace -fr "^$name:("$kind"[^:]*):(.*)" '$1'\t'$2' -- $table
 end
 complete -f -c CALLED -a '(__scripto)'
 """
@@ -2073,8 +2073,8 @@ SHELLS = {  # the script of each, and what stands there for the words in capital
         "FILES": "compopt -o default 2>/dev/null", "ENTRY": "each",
         "OFFER": 'COMPREPLY=($(compgen -W "${found[*]}" -- "$word"))'}),
     "zsh": (POSIX + ZSH_END, {
-        "PROGRAM": "words[1]", "WORD": "$PREFIX", "TYPED": "words[@]:1:CURRENT-2",
-        "FILES": "_files", "ENTRY": "row", "OFFER": "_describe scripto found"}),
+        "PROGRAM": "words[1]", "WORD": "$PREFIX", "TYPED": "(@)words[2,CURRENT-1]",
+        "FILES": "_files; return", "ENTRY": "row", "OFFER": "_describe scripto found"}),
     "fish": (FISH, {}),
 }
 
