@@ -1128,6 +1128,37 @@ def cmd_config_clear(ctx, args):
     return {"removed": names, "activeProfile": active}, lines
 
 
+# ---- Scripts --------------------------
+# What a script does with a key: hand it to another program, or send a request of its own.
+
+
+def become(ctx, command, env):
+    """Runs another program in this one's place, as if there had been none. Windows cannot do that:
+    there the exit status comes back."""
+    import signal  # lazy
+
+    if os.name == "nt":
+        import subprocess  # lazy
+
+        return subprocess.call(command, env=env)
+    for name in ("SIGPIPE", "SIGXFSZ"):  # which Python ignores, and so would the other
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    os.umask(ctx.umask)
+    os.execvpe(command[0], command, env)
+
+
+def cmd_run(ctx, args):
+    if not args.command:
+        raise refused("No command is given.", "put it behind --: scripto run -- COMMAND")
+    target = resolve(ctx, args)
+    env = dict(ctx.env, SCRIPTO_API_KEY=target.key, SCRIPTO_API_BASE_URL=target.base_url)
+    try:
+        return become(ctx, args.command, env)
+    except OSError as error:
+        problem = f"'{readable(args.command[0])}' cannot be run: {error.strerror}."
+        raise ScriptoError("not-found", problem, "check its name, and your PATH")
+
+
 # ---- Mail -----------------------------
 # How the backend delivers a code: deliver(message, to) raises OSError, as smtplib's errors are.
 
@@ -2174,6 +2205,9 @@ COMMANDS = {
         " --behind-proxy --rate-limit", "--mail maildir:mail", "here"),
     "completion": Command(
         cmd_completion, "print what makes a shell complete these commands", "shell", "bash", ""),
+    "run": Command(
+        cmd_run, "run a command that finds the key in SCRIPTO_API_KEY", KEY + " --",
+        "-- deploy.sh production", ""),
     "demo": Command(
         cmd_demo, "see the whole sign-in work, in a throw-away folder", "", "", ""),
     "doctor": Command(cmd_doctor, "check what works on this machine", KEY, "", ""),
@@ -2279,8 +2313,8 @@ def run(ctx, words):
 def main(argv=None):
     """Returns the exit status. The one edge: what is raised below becomes output here."""
     words = sys.argv[1:] if argv is None else argv
-    os.umask(0o077)  # what is made here holds keys, codes and hashes: nobody else's business
     ctx = Context(False, COMMANDS, OPTIONS)  # run() finds out about --json
+    ctx.umask = os.umask(0o077)  # what is made here holds keys, codes and hashes: nobody else's
     try:
         reply = run(ctx, words)
         return show(ctx, *reply) if isinstance(reply, tuple) else reply or 0  # else a status
