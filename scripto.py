@@ -2030,35 +2030,42 @@ def cmd_doctor(ctx, args):
 # Scripts for three shells, with the table of commands in them: a Tab starts this program for the
 # names of profiles only.
 
-# For bash, with no bash-completion, and zsh. `name` is how the rows begin that may come now.
-POSIX = r"""#compdef CALLED
-_scripto() {
-  local IFS=$'\n' program=${PROGRAM} word=WORD name= last= each= row=
-  local -a table found
-  table=(TABLE)
-  for each in "${TYPED}"; do
+PROFILES = r""""$program" use --json 2>/dev/null | grep -o '"name": "[A-Za-z0-9._-]*"' | cut -d'"' -f4"""
+# For bash and zsh. `name` is what the rows begin with that may come now.
+FIND = r"""  local IFS=$'\n' name= last= each= row= files= table=('' TABLE) found=()
+  for each in "${typed[@]}"; do
     case $each in =) continue ;; --) ;; -*) last=$each; continue ;; esac
     last=
-    [[ $'\n'"${table[*]}" == *$'\n'"$name $each:"* ]] && name="$name $each"
+    [[ ${table[*]} == *$'\n'"$name $each:"* ]] && name="$name $each"
   done
-  [[ $'\n'"${table[*]}" == *$'\n'"$name $last:"* ]] && name="$name $last"
+  [[ ${table[*]} == *$'\n'"$name $last:"* ]] && name="$name $last"
   [[ $program == '~/'* ]] && program=$HOME/${program#*/}
   for row in "${table[@]}"; do
-    [[ $row == "$name:"* ]] || continue
-    row=${row#*:} each=${row%%:*}
-    case $each in
-      @) [[ $word == -* ]] || found+=($(PROFILES)) ;;
-      /) FILES ;;
-      -*) [[ $word == -* ]] && found+=("$ENTRY") ;;
-      *) found+=("$ENTRY") ;;
+    [[ $row == "$name:"* ]] && row=${row#*:} || continue
+    case $row in
+      @:) [[ $word == -* ]] || found+=($(PROFILES)) ;;
+      /:) files=1 ;;
+      -*) [[ $word == -* ]] && found+=("$row") ;;
+      *) found+=("$row") ;;
     esac
-  done
-  OFFER
+  done"""
+SHELLS = {
+    # It needs no bash-completion.
+    "bash": r"""_scripto() {
+  local program=$1 word=$2 typed=("${COMP_WORDS[@]:1:COMP_CWORD-1}")
+FIND
+  [[ -z $files ]] || compopt -o default 2>/dev/null
+  COMPREPLY=($(compgen -W "${found[*]%%:*}" -- "$word"))
 }
-"""
-BASH_END = "complete -F _scripto CALLED\n"
-# By eval, which may come before compinit runs or without it; or as a file in a folder of fpath.
-ZSH_END = r"""_scripto_late() {
+complete -F _scripto CALLED""",
+    # By eval, also before compinit or without it, or as a file in a folder of fpath.
+    "zsh": r"""#compdef CALLED
+_scripto() {
+  local program=$words[1] word=$PREFIX typed=("${(@)words[2,CURRENT-1]}")
+FIND
+  [[ $files ]] && _files || _describe scripto found
+}
+_scripto_late() {
   (( $+functions[compdef] )) || return
   compdef _scripto CALLED
   precmd_functions=(${precmd_functions:#_scripto_late})
@@ -2068,9 +2075,8 @@ if [[ $funcstack[1] == _scripto ]]; then
 else
   precmd_functions+=(_scripto_late)
   _scripto_late
-fi
-"""
-FISH = r"""function __scripto
+fi""",
+    "fish": r"""function __scripto
   set -l typed (commandline -opc)
   set -l program (string replace -r '^~/' "$HOME/" $typed[1])
   set -l word (commandline -ct)
@@ -2078,12 +2084,10 @@ FISH = r"""function __scripto
   set -l name ''
   set -l last ''
   for each in $typed[2..-1]
+    set last $each
+    string match -qr '^-[^-]|^--.' -- $each; and continue
     set last ''
-    if string match -qr '^-.' -- $each; and test $each != --
-      set last $each
-    else if string match -q -- "$name $each:*" $table
-      set name "$name $each"
-    end
+    string match -q -- "$name $each:*" $table; and set name "$name $each"
   end
   string match -q -- "$name $last:*" $table; and set name "$name $last"
   set -l kind '[^-:@/]'
@@ -2095,18 +2099,7 @@ FISH = r"""function __scripto
   contains -- "$name:/:" $table; and __fish_complete_path $word
   string replace -fr "^$name:("$kind"[^:]*):(.*)" '$1'\t'$2' -- $table
 end
-complete -f -c CALLED -a '(__scripto)'
-"""
-PROFILES = """"$program" use --json 2>/dev/null | grep -o '"name": "[A-Za-z0-9._-]*"' | cut -d'"' -f4"""
-SHELLS = {  # the script of each, and what stands there for the words in capitals
-    "bash": (POSIX + BASH_END, {
-        "PROGRAM": "COMP_WORDS", "WORD": "$2", "TYPED": "COMP_WORDS[@]:1:COMP_CWORD-1",
-        "FILES": "compopt -o default 2>/dev/null", "ENTRY": "each",
-        "OFFER": 'COMPREPLY=($(compgen -W "${found[*]}" -- "$word"))'}),
-    "zsh": (POSIX + ZSH_END, {
-        "PROGRAM": "words[1]", "WORD": "$PREFIX", "TYPED": "(@)words[2,CURRENT-1]",
-        "FILES": "_files; return", "ENTRY": "row", "OFFER": "_describe scripto found"}),
-    "fish": (FISH, {}),
+complete -f -c CALLED -a '(__scripto)'""",
 }
 
 
@@ -2123,22 +2116,20 @@ def followers(ctx):
                 rows.append(f"{typed}:{word}:{purpose}")
                 typed += " " + word
             if word in ("name", "--profile", "--profile-name"):
-                rows.append(typed + ":@:")
-            elif takes == "FILE":
-                rows.append(typed + ":/:")
-            elif "|" in (takes or ""):
-                rows += [f"{typed}:{value}:" for value in takes.split("|")]
+                takes = "@"
+            values = ("/" if takes == "FILE" else takes or "X").split("|")
+            rows += [f"{typed}:{value}:" for value in values if not value.isupper()]
     return dict.fromkeys(rows)
 
 
 def cmd_completion(ctx, args):
     """For the name that it is called by, too."""
-    script, parts = SHELLS[args.shell]
     called = {"scripto"} | set(re.findall(r"[\w.][\w.-]*\Z", os.path.basename(sys.argv[0])))
-    separator = " -c " if args.shell == "fish" else " "
-    parts = dict(parts, PROFILES=PROFILES, CALLED=separator.join(sorted(called)),
-                 TABLE=" ".join(map(shell_word, followers(ctx))))
-    script = re.sub("[A-Z]{4,}", lambda match: parts.get(match.group(), match.group()), script)
+    parts = {"PROFILES": PROFILES, "TABLE": " ".join(map(shell_word, followers(ctx))),
+             "CALLED": (" -c " if args.shell == "fish" else " ").join(sorted(called))}
+    script = SHELLS[args.shell].replace("FIND", FIND)
+    for word, text in parts.items():
+        script = script.replace(word, text)
     return {"script": script}, script.splitlines()
 
 
