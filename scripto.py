@@ -16,6 +16,7 @@ if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "saf
 import argparse
 import collections
 import errno
+import itertools
 import os
 import re
 import stat
@@ -76,6 +77,8 @@ NEXT_GUIDE = "see GET /llms.txt"
 class ScriptoError(Exception):
     """A key in the message, mistyped or quoted by a backend, is masked. http_status: if it is not
     the table's. headers: for HTTP. A code that is not in the table exits by HTTP status."""
+
+    parts = ()  # of the reply's body, for a person
 
     def __init__(self, code, message, next_action, http_status=None, headers=()):
         self.message = re.sub(KEY_PREFIX + "[!-&(-.0-~]{8,}", MASKED_KEY, message)
@@ -150,17 +153,27 @@ def is_terminal(stream):
 
 
 def emit(stream, text):
-    """Writes past the buffer, so that OSError comes up here, and only here."""
+    """Writes text, or bytes as they are, past the buffer, so that OSError comes up here, and only
+    here."""
     if stream is None:  # the descriptor was closed before the program started
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     try:
         "✓✗●•".encode(stream.encoding)
     except UnicodeEncodeError:
-        text = text.translate(ASCII_FORM)
-    left = text.encode(stream.encoding, "backslashreplace")
+        text = text.translate(ASCII_FORM) if isinstance(text, str) else text
+    left = text.encode(stream.encoding, "backslashreplace") if isinstance(text, str) else text
     raw = getattr(stream.buffer, "raw", stream.buffer)
     while left:
         left = left[raw.write(left) or 0 :]
+
+
+def emit_parts(stream, parts):
+    """Bytes as they come; on a terminal as text, made harmless."""
+    for part in parts:
+        if is_terminal(stream):
+            lines = part.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
+            part = "\n".join(map(harmless, lines))
+        emit(stream, part)
 
 
 def emit_lines(ctx, stream, lines, end="\n"):
@@ -204,9 +217,23 @@ def warn(ctx, text):
         say(ctx, "! " + text)
 
 
+def emit_all(stream, parts):
+    """Bytes as they come; on a terminal as text, made harmless."""
+    for part in parts:
+        if is_terminal(stream):
+            lines = part.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
+            emit(stream, "\n".join(map(harmless, lines)))
+        else:
+            emit_bytes(stream, part)
+
+
 def show(ctx, data, lines):
-    """Returns the exit status. Raises failed-precondition on a full disk."""
+    """Without lines the data are parts of a body. Returns the exit status. Raises
+    failed-precondition on a full disk."""
     try:
+        if lines is None:
+            emit_parts(ctx.stdout, data)
+            return 0
         answer(ctx, ctx.stdout, {"success": True, "data": data}, lines)
     except BrokenPipeError:  # nobody reads on, which is main()'s business
         raise
@@ -220,6 +247,7 @@ def show_error(ctx, error):
     """Returns the exit status."""
     lines = ["✗ " + error.message, "  next: " + error.next_action]
     try:
+        emit_parts(ctx.stderr, [] if ctx.as_json else error.parts)
         answer(ctx, ctx.stderr, error.envelope(), lines)
     except OSError:
         say(ctx, *lines)
@@ -395,6 +423,34 @@ def text_of(thing, member):
     """A member that ought to be text, "" if it is not."""
     value = thing.get(member)
     return value if isinstance(value, str) else ""
+
+
+def check_path(text):
+    """Its first slash may be left out: Git Bash makes something else of words that begin so."""
+    path = "/" + text[text[:1] == "/" :]
+    if not re.match(r"/(?!/|[^/?]*:)[!\"$-\[\]-~]*\Z", path):
+        problem = f"'{readable(text)[:200]}' is not a path at the backend."
+        raise refused(problem, "pass one like: scripto api api/keys")
+    return path
+
+
+def check_header(text):
+    """(name, value). Where a request goes, with which key and how long, is not up to it."""
+    fixed = "(authorization|host|content-length|transfer-encoding):"
+    form = r"[!#-'*+.^`|~\w-]+:[\t -~]*\Z"
+    if re.match(fixed, text, re.IGNORECASE) or not re.match(form, text, re.ASCII):
+        hint = "pass -H 'Name: value'; Authorization, Host and lengths are set already"
+        raise refused("A header is malformed, or not to be set.", hint)
+    name, _, value = text.partition(":")
+    return name, value.strip()
+
+
+def check_query(text):
+    """(name, value)."""
+    name, equals, value = readable(text).partition("=")
+    if not equals:
+        raise refused(f"The query '{name[:80]}' has no value.", "pass it as -q NAME=VALUE")
+    return name, value
 
 
 def shell_word(text):
@@ -839,6 +895,35 @@ def parse_json(content):
     return value if isinstance(value, dict) else None
 
 
+def parts_of(ctx, url, reply, most=float("inf")):
+    """The body, piece by piece, with no more bytes than that. Raises network-error, or
+    invalid-response where it breaks off."""
+    buffer, size, total = bytearray(64 << 10), 1, 0
+    with reply:
+        while size:
+            try:
+                size = reply.readinto(buffer)
+            except network_errors() as error:
+                raise network_trouble(ctx, url, error, began=True)
+            total += size
+            if total > most:
+                raise bad_reply(url, f"sent more than {most} bytes")
+            yield bytes(buffer[:size])
+        if reply.length:  # what Content-Length promised beyond this
+            raise bad_reply(url, "broke off its reply")
+
+
+def is_json(content):
+    """RFC 8259: UTF-8, and no NaN."""
+    import json  # lazy
+
+    try:
+        json.loads(content.decode("utf-8"), parse_int=float, parse_constant=int)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def call(ctx, target, method, path, part, body=None, hint=None):
     """That part of a success, an object. Raises the backend's error; the hint is for an
     invalid-argument without one."""
@@ -1157,6 +1242,68 @@ def cmd_run(ctx, args):
     except OSError as error:
         problem = f"'{readable(args.command[0])}' cannot be run: {error.strerror}."
         raise ScriptoError("not-found", problem, "check its name, and your PATH")
+
+
+def read_body(ctx, text):
+    try:
+        if text == "-":
+            content = ctx.stdin.buffer.read() if ctx.stdin else b""
+        elif text[:1] == "@":
+            with open(text[1:], "rb") as file:
+                content = file.read()
+        else:
+            content = os.fsencode(text)
+    except OSError as error:
+        raise refused(f"The body cannot be read: {error.strerror}.", "pass another file with -d")
+    if not is_json(content):
+        raise refused("What -d gives is not JSON.", "pass JSON, @FILE, or - for standard input")
+    return content
+
+
+def head_of(reply):
+    """Status and headers, as bytes."""
+    lines = [f"HTTP/{reply.version / 10} {reply.status} {reply.reason}"]
+    lines += [f"{name}: {value}" for name, value in reply.headers.items()] + ["", ""]
+    return "\r\n".join(lines).encode("latin-1", "replace")
+
+
+def request_of(ctx, args):
+    """(method, path, headers, body), all checked."""
+    from urllib.parse import urlencode  # lazy
+
+    path, headers, body = check_path(args.path), {"Accept": "*/*"}, None
+    if args.q:
+        path += ("&" if "?" in path else "?") + urlencode([check_query(text) for text in args.q])
+    if args.d is not None:
+        body, headers["Content-Type"] = read_body(ctx, args.d), "application/json"
+    headers.update(check_header(text) for text in args.H or ())
+    method = args.X or ("GET" if body is None else "POST")
+    if not re.match(r"[A-Za-z]{1,20}\Z", method):
+        raise refused(f"'{readable(method)[:80]}' is not a method.", "pass one like -X DELETE")
+    return method.upper(), path, headers, body
+
+
+def cmd_api(ctx, args):
+    """The answer is the reply, as it comes; an error's, and what goes into JSON, is read first."""
+    method, path, headers, body = request_of(ctx, args)
+    target = resolve(ctx, args)
+    url = target.base_url + path
+    reply = open_reply(ctx, method, url, headers, body, target.key)
+    head = [head_of(reply)] if args.i else []
+    if reply.status < 300 and not ctx.as_json:
+        return itertools.chain(head, parts_of(ctx, url, reply)), None
+    content = b"".join(parts_of(ctx, url, reply, REPLY_BYTES))
+    if reply.status >= 300:
+        error = backend_error(reply.status, parse_json(content) or {}, None)
+        if reply.status < 400:
+            error = bad_reply(url, "answered with a redirect, which is not followed")
+        error.parts = head + [content]
+        raise error
+    if content and not is_json(content):
+        raise bad_reply(url, "did not answer in JSON")
+    # In one line: within JSON's strings there are no line breaks.
+    line = content.translate(bytes.maketrans(b"\r\n", b"  ")) or b"null"
+    return [b'{"success": true, "data": ', line, b"}\n"], None
 
 
 # ---- Mail -----------------------------
@@ -2148,6 +2295,12 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--yes": (None, "do not ask"),
     "shell": ("bash|zsh|fish", "the shell"),
     "id": ("ID", "a key's id, as keys list has it"),
+    "path": ("PATH", "a path at the backend, with or without its first slash"),
+    "-X": ("METHOD", "the method (GET; POST with -d)"),
+    "-d": ("BODY", "JSON to send; @FILE or - reads a file or standard input"),
+    "-q": ("NAME=VALUE", "a query parameter; may be given again"),
+    "-H": ("HEADER", "a header, NAME: VALUE; may be given again"),
+    "-i": (None, "print status and headers first"),
     "--revoke": (None, "revoke its key at the backend first; the profile stays if that fails"),
     "--host": ("ADDRESS", "where to listen (127.0.0.1)"),
     "--port": ("PORT", "and on which port (8787); 0 takes a free one"),
@@ -2196,6 +2349,9 @@ COMMANDS = {
         " --behind-proxy --rate-limit", "--mail maildir:mail", "here"),
     "completion": Command(
         cmd_completion, "print what makes a shell complete these commands", "shell", "bash", ""),
+    "api": Command(
+        cmd_api, "send a request of your own to the backend and print the reply",
+        "path -X -d -q -H -i " + KEY, "api/keys/key_1f2e3d -X DELETE", "backend"),
     "run": Command(
         cmd_run, "run a command that finds the key in SCRIPTO_API_KEY", KEY + " --",
         "-- deploy.sh production", ""),
@@ -2230,6 +2386,8 @@ def parser_for(name):
         more = {"metavar": takes} if takes else {"action": "store_true"}
         if word in ("name", "--email", "--code"):
             more["nargs"] = "?"  # the command itself says what is missing
+        if word in ("-q", "-H"):
+            more["action"] = "append"
         if "|" in (takes or ""):
             more["choices"] = takes.split("|")
         parser.add_argument(word, help=purpose, **more)
