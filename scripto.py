@@ -761,37 +761,6 @@ def bad_reply(url, what):
     return ScriptoError("invalid-response", f"{url} {what}.", NEXT_BACKEND)
 
 
-def send(ctx, method, url, body=None, key=None):
-    """(status, headers, body as bytes), for an object as JSON and a bearer key (RFC 6750). Raises
-    network-error, or invalid-response for what is no HTTP, too large or broken off. In a thread:
-    a socket's time-out bounds neither a name look-up nor a peer that sends a byte a second."""
-    import json  # lazy
-    import socket
-    import threading
-    import urllib.request
-
-    seconds = timeout_of(ctx)
-    headers = {"User-Agent": "scripto/" + __version__, "Accept": "application/json"}
-    if body is not None:
-        headers["Content-Type"] = "application/json"
-        body = json.dumps(body).encode("ascii")
-    if key is not None:
-        headers["Authorization"] = "Bearer " + key
-    request = urllib.request.Request(url, body, headers, method=method)
-    opener, outcome, progress = opener_for(url), [], []
-
-    def work():
-        outcome.append(exchange(opener, request, seconds, progress))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    result = (outcome + [network_trouble(url, socket.timeout(), seconds, progress)])[0]
-    if isinstance(result, ScriptoError):
-        raise result
-    return result
-
-
 def proxy_for(url):
     """By the environment; None for loopback."""
     import urllib.request as library  # lazy
@@ -828,60 +797,133 @@ def opener_for(url):
     return opener
 
 
-def exchange(opener, request, seconds, progress, again=True):
-    """What send() returns or raises. A GET that was reset is tried once more; what spends a code
-    never is: it may have been heard. `progress` notes that a reply began."""
+def connect(method, url, headers, body, seconds):
+    """The reply to one request, over a connection of its own."""
+    import urllib.request  # lazy
+
+    request = urllib.request.Request(url, body, headers, method=method)
+    try:
+        return opener_for(url).open(request, timeout=seconds)
+    except urllib.request.URLError as error:  # wraps what happens before the reply
+        raise error.reason if isinstance(error.reason, Exception) else error
+
+
+def within(seconds, work, *values):
+    """What work(*values) returns or raises, or socket.timeout. In a thread: a socket's time-out
+    bounds neither a name look-up nor a peer that sends a byte a second."""
+    import socket  # lazy
+    import threading
+
+    outcome = []
+
+    def run():
+        try:
+            outcome.append((work(*values), None))
+        except Exception as error:  # whatever it is, it is raised below
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        raise blocked("No thread can be started.", "allow this user more processes (ulimit -u)")
+    thread.join(max(seconds, 0))
+    result, error = outcome[0] if outcome else (None, socket.timeout())
+    if error:
+        raise error
+    return result
+
+
+def network_errors():
+    """What connect() and reading a reply raise if the network, or who is there, is at fault."""
     import http.client  # lazy
 
-    url = request.full_url
+    return OSError, http.client.HTTPException, ValueError
+
+
+def open_reply(ctx, method, url, headers=None, body=None, key=None):
+    """The reply to a request (with a bearer key, RFC 6750), its body still unread: .status,
+    .headers, .read(size), to be closed. Certificates are checked and no redirect is followed.
+    SCRIPTO_TIMEOUT bounds this, and then each read. Raises network-error or invalid-response; what
+    a later read raises (network_errors()), network_trouble() turns into these."""
+    headers = dict({"User-Agent": "scripto/" + __version__, "Accept": "application/json"},
+                   **headers or {})
+    if key is not None:
+        headers["Authorization"] = "Bearer " + key
+    seconds = timeout_of(ctx)
+    give_up = time.monotonic() + seconds
     try:
-        with opener.open(request, timeout=seconds) as response:
-            progress.append("reply")
-            buffer = bytearray(REPLY_BYTES + 1)  # read() follows a chunk of -1 bytes to the end
-            body = bytes(buffer[: response.readinto(buffer)])
-            if len(body) > REPLY_BYTES:
-                return bad_reply(url, f"sent more than {REPLY_BYTES} bytes")
-            if response.length:  # what Content-Length promised beyond this
-                return bad_reply(url, "broke off its reply")
-            return response.status, response.headers, body
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reset = isinstance(getattr(error, "reason", error), ConnectionResetError)
-        if reset and again and not progress and request.get_method() == "GET":
-            return exchange(opener, request, seconds, progress, again=False)
-        return network_trouble(url, error, seconds, progress)
+        try:
+            return within(seconds, connect, method, url, headers, body, seconds)
+        except ConnectionResetError:
+            if method != "GET":  # what spends a code is sent once: it may have been heard
+                raise
+        left = give_up - time.monotonic()
+        return within(left, connect, method, url, headers, body, seconds)
+    except network_errors() as error:
+        raise network_trouble(ctx, url, error)
 
 
-def network_trouble(url, error, seconds, progress):
-    """What went wrong on the way, told apart as a person wants to know it."""
+def read_reply(url, reply):
+    """Its body, whole. Raises invalid-response for one that is too large or broken off."""
+    with reply:
+        room = bytearray(REPLY_BYTES + 1)  # the last is for what is too much
+        size = reply.readinto(room)  # read() would follow a chunk of -1 bytes to the end
+        if size > REPLY_BYTES:
+            raise bad_reply(url, f"sent more than {REPLY_BYTES} bytes")
+        if reply.length:  # what Content-Length promised beyond this
+            raise bad_reply(url, "broke off its reply")
+        return bytes(room[:size])
+
+
+def send(ctx, method, url, body=None, key=None):
+    """(status, headers, body as bytes), for an object as JSON and a bearer key. Raises
+    network-error, or invalid-response for what is no HTTP, too large or broken off."""
+    import json  # lazy
+
+    give_up, headers = time.monotonic() + timeout_of(ctx), {}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+        body = json.dumps(body).encode("ascii")
+    reply = open_reply(ctx, method, url, headers, body, key)
+    try:
+        content = within(give_up - time.monotonic(), read_reply, url, reply)
+    except network_errors() as error:
+        raise network_trouble(ctx, url, error, began=True)
+    return reply.status, reply.headers, content
+
+
+def network_trouble(ctx, url, error, began=False):
+    """What went wrong on the way, told apart as a person wants to know it; began: the reply."""
     import http.client  # lazy
     import socket
 
-    if isinstance(getattr(error, "reason", None), Exception):
-        error = error.reason  # urllib wraps what happens before the reply
     where, ssl = "%s:%d" % origin_of(url)[1:], sys.modules.get("ssl")
-    proxied = proxy_for(url)
+    seconds, proxied = timeout_of(ctx), proxy_for(url)
     where += " (through a proxy)" if proxied else ""
     why = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error)
-    late = "did not finish its reply" if progress else "did not answer"
-    when = "in the middle of its reply" if progress else "without an answer"
-    usual = "check the network, any proxy and the base URL"
-    for kinds, text, hint in (  # the first that fits
-        ((ssl.SSLError, ssl.CertificateError) if ssl else (), f"TLS with {where} failed: {why}.",
-         "check the URL; install ca-certificates, or set SSL_CERT_FILE to who signed theirs"),
-        (socket.timeout, f"{where} {late} within {seconds:g} seconds.",
-         f"try again, or allow more time: SCRIPTO_TIMEOUT={seconds * 2:g}"),
-        ((socket.gaierror, UnicodeError, http.client.InvalidURL),
-         f"The host of {where} cannot be found: {why}.", usual),
-        (ConnectionRefusedError, f"{where} refused the connection.",
-         usual if proxied else "check that it runs there, or pass another with --api-url"),
-        (ConnectionError, f"{where} closed the connection {when}.", usual),
-        (Exception if proxied and not progress else OSError,
-         f"{where} cannot be reached: {why}.", usual),
-    ):
-        if isinstance(error, kinds):
-            return ScriptoError("network-error", text, hint)
-    cut = isinstance(error, http.client.IncompleteRead)
-    return bad_reply(url, "broke off its reply" if cut else "sent what is not HTTP")
+    hint = "check the network, any proxy and the base URL"
+    if ssl and isinstance(error, (ssl.SSLError, ssl.CertificateError)):
+        text = f"TLS with {where} failed: {why}."
+        hint = "check the URL; install ca-certificates, or set SSL_CERT_FILE to who signed theirs"
+    elif isinstance(error, socket.timeout):
+        late = "did not finish its reply" if began else "did not answer"
+        text = f"{where} {late} within {seconds:g} seconds."
+        hint = f"try again, or allow more time: SCRIPTO_TIMEOUT={seconds * 2:g}"
+    elif isinstance(error, (socket.gaierror, UnicodeError, http.client.InvalidURL)):
+        text = f"The host of {where} cannot be found: {why}."
+    elif isinstance(error, ConnectionRefusedError):
+        text = f"{where} refused the connection."
+        hint = hint if proxied else "check that it runs there, or pass another with --api-url"
+    elif isinstance(error, ConnectionError):
+        when = "in the middle of its reply" if began else "without an answer"
+        text = f"{where} closed the connection {when}."
+    elif isinstance(error, OSError) or (proxied and not began):
+        text = f"{where} cannot be reached: {why}."
+    else:
+        cut = isinstance(error, http.client.IncompleteRead)
+        return bad_reply(url, "broke off its reply" if cut else "sent what is not HTTP")
+    return ScriptoError("network-error", text, hint)
 
 
 def parse_json(content):
@@ -960,44 +1002,70 @@ def backend_error(status, value, hint):
 # for a person).
 
 
-def cmd_login_request(ctx, args):
-    email = check_email(args.email, "login-request")
-    target, hint = resolve(ctx, args, with_key=False), NEXT_EMAIL + "login-request"
+def flagged(flag, value):
+    """As a shell takes it; a value that looks like a flag has to be tied to its own."""
+    return f" {flag}{'=' if value.startswith('-') else ' '}{shell_word(value)}"
+
+
+def request_code(ctx, target, email, command="login-request"):
+    """Has the backend mail a code. An email that it does not take is that command's error."""
+    hint = NEXT_EMAIL + command
     data = call(ctx, target, "POST", "/api/cli/login-request", "data", {"email": email}, hint)
     if data.get("ok") is not True:
         raise bad_reply(target.base_url, "did not say that a code was sent")
-    then = f"scripto auth login-complete --email {shell_word(email)} --code <6-digit-code>"
+
+
+def cmd_login_request(ctx, args):
+    email = check_email(args.email, "login-request")
+    target = resolve(ctx, args, with_key=False)
+    request_code(ctx, target, email)
+    then = f"scripto auth login-complete{flagged('--email', email)} --code <6-digit-code>"
     chosen = (("--api-url", args.api_url), ("--profile", args.profile))
-    flags = "".join(f" {flag} {shell_word(value)}" for flag, value in chosen if value)
+    flags = "".join(flagged(flag, value) for flag, value in chosen if value)
     if flags:
         warn(ctx, f"the code is good at {target.base_url} only: add{flags} there too")
     lines = ["✓ Sign-in code sent to " + email, "", "  Then run:", "    " + then]
     return {"ok": True, "email": email, "nextAction": then + flags}, lines
 
 
-def cmd_login_complete(ctx, args):
-    """What can fail on this machine is tried first: a code is good for one key."""
-    email = check_email(args.email, "login-complete")
-    code = check_code(read_line(ctx, "Code: ") if args.code == "-" else args.code)
-    body = {"email": email, "otp": code}
-    if args.name is not None:
-        body["name"] = check_key_name(args.name)
+SignIn = collections.namedtuple("SignIn", "email key_name profile_name target file state")
+
+
+def prepare_sign_in(ctx, args, command):
+    """A SignIn, all that can fail on this machine tried: a code is good for one key. `state` is
+    what the profile file holds."""
+    email = check_email(args.email, command)
+    key_name = args.name if args.name is None else check_key_name(args.name)
     check_profile_name(args.profile_name)
     target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
-    state = file.change()
+    return SignIn(email, key_name, args.profile_name, target, file, file.change())
+
+
+def complete_sign_in(ctx, prepared, code):
+    """Buys a key with the code and stores it; returns (data, lines) as a command does."""
+    email, base_url = prepared.email, prepared.target.base_url
+    body = {"email": email, "otp": code}
+    if prepared.key_name is not None:
+        body["name"] = prepared.key_name
+    path = "/api/cli/login-complete"
     try:
-        data = call(ctx, target, "POST", "/api/cli/login-complete", "data", body, NEXT_CODE)
+        data = call(ctx, prepared.target, "POST", path, "data", body, NEXT_CODE)
     except ScriptoError as error:
         if error.code in ("network-error", "invalid-response"):  # it may have been heard
             error.next_action += "; if the code is used up by now, " + NEXT_CODE
         raise
     if not is_key(data.get("apiKey")):
-        raise bad_reply(target.base_url, "sent no key")
+        raise bad_reply(base_url, "sent no key")
     identity = {name: text_of(data, name) for name in IDENTITY if text_of(data, name)}
     identity.setdefault("email", email)
-    name = keep_key(file, state, args.profile_name, identity, target.base_url)
-    lines = ["✓ Signed in", "", "  Email:    " + identity["email"]]
-    return stored(name, identity, target.base_url, lines)
+    name = keep_key(prepared.file, prepared.state, prepared.profile_name, identity, base_url)
+    return stored(name, identity, base_url, ["✓ Signed in", "", "  Email:    " + identity["email"]])
+
+
+def cmd_login_complete(ctx, args):
+    check_email(args.email, "login-complete")  # the first that is wrong is named first
+    code = check_code(read_line(ctx, "Code: ") if args.code == "-" else args.code)
+    return complete_sign_in(ctx, prepare_sign_in(ctx, args, "login-complete"), code)
 
 
 def keep_key(file, state, named, identity, base_url):
