@@ -938,21 +938,23 @@ def parse_json(content):
 
 
 def parts_of(ctx, url, reply, most=float("inf")):
-    """The body, piece by piece, with no more bytes than that. Raises network-error, or
-    invalid-response where it breaks off."""
-    buffer, size, total = bytearray(64 << 10), 1, 0
+    """The body as it arrives, no more bytes than that. Raises network-error, or invalid-response
+    where it breaks off."""
+    left, total = reply.length, 0  # None: it comes in chunks, or until the connection ends
     with reply:
-        while size:
+        while left is None or left > 0:
             try:
-                size = reply.readinto(buffer)
+                part = reply.read1(64 << 10 if left is None else min(left, 64 << 10))
             except network_errors() as error:
                 raise network_trouble(ctx, url, error, began=True)
-            total += size
+            if not part:
+                break
+            left, total = left and left - len(part), total + len(part)
             if total > most:
                 raise bad_reply(url, f"sent more than {most} bytes")
-            yield bytes(buffer[:size])
-        if reply.length:  # what Content-Length promised beyond this
-            raise bad_reply(url, "broke off its reply")
+            yield part
+    if left:
+        raise bad_reply(url, "broke off its reply")
 
 
 def is_json(content):
@@ -1365,7 +1367,7 @@ def cmd_api(ctx, args):
         error = backend_error(reply.status, parse_json(content) or {}, None)
         if reply.status < 400:
             error = bad_reply(url, "answered with a redirect, which is not followed")
-        error.parts = head + [content]
+        error.parts = head + [content.rstrip() + b"\n"]
         raise error
     if content and not is_json(content):
         raise bad_reply(url, "did not answer in JSON")
