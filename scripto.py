@@ -217,16 +217,6 @@ def warn(ctx, text):
         say(ctx, "! " + text)
 
 
-def emit_all(stream, parts):
-    """Bytes as they come; on a terminal as text, made harmless."""
-    for part in parts:
-        if is_terminal(stream):
-            lines = part.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
-            emit(stream, "\n".join(map(harmless, lines)))
-        else:
-            emit_bytes(stream, part)
-
-
 def show(ctx, data, lines):
     """Without lines the data are parts of a body. Returns the exit status. Raises
     failed-precondition on a full disk."""
