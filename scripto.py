@@ -4,7 +4,7 @@
 One file, standard library only, Python 3.6 or newer; `scripto serve` makes it its own backend.
 Each section stands above those that use it, so the story starts at the bottom, in main():
 Constants, Errors, Terminal, Door, Profiles, Resolution, HTTP client, Account; the backend's Mail,
-Store, Routes, Server and Backend; Doctor; Command line.
+Store, Routes, Server and Operator; Doctor; Command line.
 
 Imports marked `lazy` would cost most commands more time than all their work.
 """
@@ -35,24 +35,29 @@ MASKED_KEY = KEY_PREFIX + "•" * 8
 EMAIL_LENGTH = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
 REPLY_BYTES = 1 << 20  # that the client reads
 PROFILE_BYTES = 4 << 20  # that a profile file may have
-BODY_BYTES = 16 << 10  # that the backend reads
+HEAD_BYTES = 32 << 10  # that the backend reads: request line and header,
+BODY_BYTES = 16 << 10  # and body
 TIMEOUT_SECONDS = "30"  # for one request, from name look-up to last byte
 LOCK_SECONDS = 30  # to wait for another program that writes the profile file
 NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a FIFO in a file's place must not hang; not on Windows
 
 # NIST SP 800-63B, 3.1.3: codes live ten minutes at most; wrong attempts count for the account.
-CODE_SECONDS = 5 * 60
+CODE_SECONDS = 10 * 60
 CODE_ATTEMPTS = 3
+LIVE_CODES = 2  # of an email, the newest: late mail does no harm
 DAY = 24 * 3600
 WRONG_LIMITS = (("wrong", 15, 15 * 60), ("wrong", 60, DAY))  # (event, how many, in seconds)
-REQUEST_LIMITS = (("request", 5, 15 * 60),) + WRONG_LIMITS
-READ_SECONDS = 10  # for a client to send its request, and to take the answer
-MAIL_SECONDS = 15  # for each step of a conversation with a mail server
+EMAIL_LIMITS = {"wrong": WRONG_LIMITS, "request": (("request", 5, 15 * 60),) + WRONG_LIMITS}
+ADDRESS_LIMITS = {"wrong": (("wrong", 100, DAY),), "request": (("request", 300, DAY),)}
+READ_SECONDS = 10  # for a client to send its request, and to take the reply
+WRITE_SECONDS = 5  # to wait for another writer
+MAIL_SECONDS = 20  # for a whole delivery
+MAILS = 32  # under way at once
 CONNECTIONS = 256  # open at once
 
 # ---- Errors ---------------------------
 # One type, raised anywhere, turned into output in two places only: main() and, for the backend,
-# RequestHandler.dispatch().
+# RequestHandler.handle().
 
 ERRORS = {  # code: (HTTP status, exit status)
     "invalid-argument": (400, 2),
@@ -63,6 +68,7 @@ ERRORS = {  # code: (HTTP status, exit status)
     "internal": (500, 3),
     "network-error": (502, 3),
     "invalid-response": (502, 1),
+    "permission-denied": (403, 1),
     "cancelled": (499, 130),
 }
 NEXT_EMAIL = "Pass --email <your-email> to: scripto auth "
@@ -92,7 +98,7 @@ class ScriptoError(Exception):
         error = {"code": self.code, "message": self.message, "nextAction": self.next_action}
         return {"success": False, "error": error}
 
-    def answer(self):
+    def reply(self):
         """For HTTP: (status, object, headers)."""
         return self.http_status, self.envelope(), self.headers
 
@@ -203,11 +209,16 @@ def answer(ctx, stream, envelope, lines):
 
 
 def say(ctx, *lines, end="\n"):
-    """To standard error, if anybody hears."""
+    """To standard error, if anybody hears. False: a full pipe would have to be waited for."""
+    import select  # lazy
+
     try:
+        if os.name == "posix" and not select.select([], [ctx.stderr], [], 0)[1]:
+            return False
         emit_lines(ctx, ctx.stderr, lines, end)
-    except OSError:
+    except (OSError, TypeError, ValueError):  # closed, say
         pass
+    return True
 
 
 def warn(ctx, text):
@@ -260,12 +271,13 @@ def read_line(ctx, prompt, secret=False):
 
 
 def confirm(ctx, args, question, command):
-    """Raises cancelled for a no, invalid-argument where there is neither a terminal nor --yes."""
-    if not args.yes:
-        if not is_terminal(ctx.stdin):
-            raise refused("There is no terminal to ask at.", "add --yes to: scripto " + command)
-        if read_line(ctx, question + " [y/N] ").strip().lower() not in ("y", "yes"):
-            raise ScriptoError("cancelled", "Nothing was changed.", "answer y, or add --yes")
+    """Raises cancelled, or invalid-argument where nobody can be asked."""
+    if args.yes:
+        return
+    if not is_terminal(ctx.stdin):
+        raise refused("There is no terminal to ask at.", "add --yes to: scripto " + command)
+    if read_line(ctx, question + " [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ScriptoError("cancelled", "Nothing was changed.", "answer y, or add --yes")
 
 
 # ---- Door -----------------------------
@@ -1367,93 +1379,141 @@ def cmd_api(ctx, args):
 
 
 # ---- Mail -----------------------------
-# How the backend delivers a code: deliver(message, to) raises OSError, as smtplib's errors are.
+# How the backend delivers: deliver(message, to) raises OSError, as smtplib's errors are, and
+# invalid-argument for an address that takes no mail. Without a message it only tries the way.
+
+CODE_MAIL = """Your code to sign in to Scripto at {} is:
+
+    {}
+
+It works once, within %d minutes. If you did not ask for it, ignore
+this mail: without the code nobody gets in.
+""" % (CODE_SECONDS // 60)
 
 
-def compose(sender, to, code, site):
-    """As readers and spam filters expect it (RFC 5322, RFC 3834)."""
-    from email import message, policy, utils  # lazy
+def compose(sender, to, subject, text):
+    """As readers and spam filters expect it (RFC 5322, RFC 3834), addresses as UTF-8 (RFC 6532). By
+    the library's older class, which takes a fiftieth of the time: all that goes in is checked."""
+    from email import message, utils  # lazy
 
-    mail = message.EmailMessage(policy.default.clone(utf8=True))
-    mail["From"] = f"Scripto <{sender}>"
-    mail["To"] = to
-    mail["Subject"] = f"{code} is your Scripto sign-in code"
-    mail["Date"] = utils.formatdate(localtime=True)
-    mail["Message-ID"] = utils.make_msgid(domain=sender.rpartition("@")[2])
-    mail["Auto-Submitted"] = "auto-generated"
-    mail.set_content(
-        f"Your code to sign in to Scripto at {site} is:\n\n    {code}\n\n"
-        f"It works once, within {CODE_SECONDS // 60} minutes. If you did not ask for it, ignore\n"
-        "this mail: without the code nobody gets in.\n")
+    mail = message.Message()
+    for name, value in (
+        ("From", f"Scripto <{sender}>"), ("To", to), ("Subject", subject),
+        ("Date", utils.formatdate(localtime=True)),
+        ("Message-ID", utils.make_msgid(domain=sender.rpartition("@")[2])),
+        ("Auto-Submitted", "auto-generated"), ("MIME-Version", "1.0"),
+        ("Content-Type", "text/plain; charset=utf-8"),
+    ):
+        mail[name] = value.encode().decode("ascii", "surrogateescape")
+    mail.set_payload(text)
     return mail
 
 
-def delivery_for(ctx, how, bound_to):
+def delivery_for(ctx, how, bound_to, sender):
     """By --mail. A code on a console is for who sits there: only for a server bound to loopback."""
     from urllib.parse import urlsplit  # lazy
 
     kind, _, folder = how.partition(":")
     if how == "console" and is_loopback(bound_to):
-        return lambda message, to: say(ctx, f"mail to {to}: {message['Subject']}")
+        return lambda message, to: message and say(ctx, f"mail to {to}: {message['Subject']}")
     if kind == "maildir" and folder:
         folder = os.path.abspath(os.path.expanduser(folder))
-        try:
-            make_maildir(folder)
-        except OSError as error:
-            warn(ctx, f"mail cannot go to {folder}: {error.strerror}")
         return lambda message, to: deliver_to_maildir(folder, message)
     try:
         url = urlsplit(how)
         if kind in ("smtp", "smtps") and url.hostname and url.port != 0:
             if kind == "smtps":
                 checked_tls()  # a Python without ssl: now is the time to say so
-            return lambda message, to: deliver_by_smtp(ctx, url, message, to)
+            return lambda message, to: deliver_by_smtp(ctx, url, sender, message, to)
     except ValueError:
         pass  # a bad port, or half a bracket
     forms = "maildir:DIR, smtp://[user@]host[:port], smtps://..., console (on loopback only)"
     raise refused(f"Mail cannot go by '{kind}' from {bound_to}.", "pass --mail with: " + forms)
 
 
-def make_maildir(folder):
-    """By us, since mailbox minds it if another program is making them, too."""
-    for part in ("tmp", "new", "cur"):
-        os.makedirs(os.path.join(folder, part), exist_ok=True)
-
-
 def deliver_to_maildir(folder, message):
     import mailbox  # lazy
 
-    make_maildir(folder)
+    for part in ("tmp", "new", "cur"):  # mailbox minds it if another program makes them, too
+        os.makedirs(os.path.join(folder, part), exist_ok=True)
     try:
-        mailbox.Maildir(folder, create=False).add(message)
+        if message:
+            mailbox.Maildir(folder, create=False).add(message)
     except mailbox.Error as error:
         raise OSError(errno.EIO, type(error).__name__)
 
 
-def deliver_by_smtp(ctx, url, message, to):
+def tls_for_mail(host):
+    """On loopback nobody stands in between, and Debian's Postfix signs its own certificate."""
+    context = checked_tls()
+    if is_loopback(host):
+        context.check_hostname = False
+        context.verify_mode = 0  # ssl.CERT_NONE
+    return context
+
+
+def hang_up_late(smtp, done):
+    """One deadline for the whole: smtplib's own begins anew with each byte. More than once, since
+    the connection itself may come late."""
+    import socket  # lazy
+
+    late = not done.wait(MAIL_SECONDS)
+    while late:
+        try:
+            socket.socket.shutdown(smtp.sock, socket.SHUT_RDWR)
+        except (OSError, TypeError):
+            pass  # gone, or not there yet
+        late = not done.wait(0.5)
+
+
+def deliver_by_smtp(ctx, url, sender, message, to):
     """Over checked TLS where it is offered; no password goes out in the clear. The environment's
     wins over the URL's, which the list of processes shows."""
     import smtplib  # lazy
+    import threading
     from urllib.parse import unquote
 
     secure, user = url.scheme == "smtps", unquote(url.username or "")
     password = ctx.env.get("SCRIPTO_SMTP_PASSWORD") or unquote(url.password or "")
-    kind, more = (smtplib.SMTP_SSL, {"context": checked_tls()}) if secure else (smtplib.SMTP, {})
-    own = message["Message-ID"][1:-1].partition("@")[2]  # else a look-up in the DNS, to wait for
-    smtp = kind(url.hostname, url.port or 0, own, timeout=MAIL_SECONDS, **more)
+    more = {"local_hostname": sender.rpartition("@")[2]}  # else a look-up in the DNS, to wait for
+    kind = smtplib.SMTP
+    if secure:
+        kind, more["context"] = smtplib.SMTP_SSL, tls_for_mail(url.hostname)
+    smtp, done = kind(timeout=MAIL_SECONDS, **more), threading.Event()
+    smtp._host = url.hostname  # for its certificate; else set only where it connects at once
+    threading.Thread(target=hang_up_late, args=(smtp, done), daemon=True).start()
     try:
+        status, words = smtp.connect(url.hostname, url.port or 0)
+        if status != 220:
+            raise smtplib.SMTPConnectError(status, words)
         smtp.ehlo_or_helo_if_needed()
         if not secure and smtp.has_extn("starttls"):
-            smtp.starttls(context=checked_tls())
+            smtp.starttls(context=tls_for_mail(url.hostname))
             secure = True
         if user and not secure and not is_loopback(url.hostname):
             raise smtplib.SMTPNotSupportedError("no TLS for the password")
         if user:
             smtp.login(user, password)
-        smtp.send_message(message, to_addrs=[to])
+        if message:
+            hand_over(smtp, sender, message, to)
         smtp.putcmd("quit")  # the mail is taken, whatever the answer to this
     finally:
+        done.set()
         smtp.close()
+
+
+def hand_over(smtp, sender, message, to):
+    import smtplib  # lazy
+
+    plain = re.match(r"[\0-\x7f]*\Z", sender + to)  # else by RFC 6531
+    content = message.as_bytes(policy=message.policy.clone(linesep="\r\n"))
+    try:
+        smtp.sendmail(sender, [to], content, [] if plain else ["SMTPUTF8", "BODY=8BITMIME"])
+    except (smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError) as error:
+        if getattr(error, "recipients", {}).get(to, (550,))[0] < 500:  # greylisting, say
+            raise
+        problem = "The mail server takes no mail for that address."
+        raise refused(problem, NEXT_EMAIL + "login-request")
 
 
 # ---- Store ----------------------------
@@ -1474,13 +1534,24 @@ CREATE TABLE events (id INTEGER PRIMARY KEY, email TEXT NOT NULL, kind TEXT NOT 
 CREATE INDEX events_by_email ON events (email, kind, at);
 CREATE INDEX events_by_age ON events (at);
 CREATE INDEX keys_by_user ON keys (user_id)
+""", """
+CREATE TABLE live (id INTEGER PRIMARY KEY, email TEXT NOT NULL, hash BLOB NOT NULL,
+    expires_at REAL NOT NULL, attempts INTEGER NOT NULL);
+INSERT INTO live (email, hash, expires_at, attempts)
+    SELECT email, hash, expires_at, attempts FROM codes;
+DROP TABLE codes;
+CREATE INDEX live_by_email ON live (email);
+ALTER TABLE events ADD COLUMN address TEXT NOT NULL DEFAULT '';
+CREATE INDEX events_by_address ON events (address, kind, at)
 """]
 
 
-def too_many(what, seconds):
+def too_many(what, subject, seconds):
     wait = int(seconds) + 1
-    return ScriptoError("resource-exhausted", f"Too many {what}.", f"retry in {wait} seconds",
-                        headers=[("Retry-After", str(wait))])
+    error = ScriptoError("resource-exhausted", f"Too many {what}.", f"retry in {wait} seconds",
+                         headers=[("Retry-After", str(wait))])
+    error.note = f" too many {what}: {subject}"  # for the log
+    return error
 
 
 def hash_of(key):
@@ -1491,61 +1562,114 @@ def hash_of(key):
 
 
 class Store:
-    """One connection, one thread at a time; SQLite's locks hold off other processes. What write()
-    returned survives a power cut."""
+    """What write() returned survives a power cut. Reads have a connection of their own, which waits
+    for no writer and no disk. SQLite's locks hold off other processes. Each statement is read to
+    its end: on PyPy it would stay open, and COMMIT fail."""
 
-    def __init__(self, ctx, path):
+    def __init__(self, ctx, path, serving=True):
+        """serving: it is made, or brought up to date."""
         import sqlite3  # lazy
         import threading
 
-        folder, self.lock = None, threading.Lock()
+        self.lock, self.read_lock = threading.Lock(), threading.Lock()
+        folder = None
         if not path:
             home = xdg_folder(ctx, "XDG_DATA_HOME", ".local/share", "pass --db FILE")
             folder = os.path.join(home, "scripto")
             path = os.path.join(folder, "scripto.db")
         self.path = path = os.path.abspath(path)  # no `:memory:`, which would be lost at the end
         try:
-            if folder:
+            if folder and serving:
                 os.makedirs(folder, exist_ok=True)
             # Made by us, so that it is 0600 before SQLite writes; its side files follow suit.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | NONBLOCK, 0o600))
-            self.db = sqlite3.connect(
-                path, timeout=10, isolation_level=None, check_same_thread=False)
+            flags = os.O_RDWR | NONBLOCK | (os.O_CREAT if serving else 0)
+            os.close(os.open(path, flags, 0o600))
+            self.file, self.db = self.identity(), self.connect(WRITE_SECONDS, "FULL")
             with self.db:  # one view of it, and before the first change: it may not be ours
                 self.run("BEGIN")
                 self.version()
-            os.chmod(path, 0o600)
-            self.run("PRAGMA journal_mode = WAL")
-            self.run("PRAGMA synchronous = FULL")
-            self.write(self.migrate)
+            if serving:
+                os.chmod(path, 0o600)
+                self.run("PRAGMA journal_mode = WAL")
+                self.write(self.migrate)
+            self.reader = self.connect(0.2, "NORMAL")
+            self.read("PRAGMA wal_autocheckpoint = 0")  # which would wait for the disk
             self.secret = self.read("SELECT value FROM secret")[0][0]
         except (OSError, UnicodeError, sqlite3.Error) as error:
-            raise self.trouble(f"cannot be used: {error}")
+            hint = "mend that, or pass --db FILE if you mean another"
+            if type(error) is sqlite3.DatabaseError:  # it is damaged, or none
+                hint = "restore a backup; sqlite3's command .recover may save what is in there"
+            raise self.trouble(f"cannot be used: {error}", hint)
 
-    def trouble(self, what):
-        return blocked(f"The database {self.path} {what}.", "pass another file with --db")
+    def trouble(self, what, hint):
+        return blocked(f"The database {self.path} {what}.", hint)
+
+    def identity(self):
+        found = os.stat(self.path)
+        return found.st_dev, found.st_ino
+
+    def connect(self, seconds, synchronous):
+        import sqlite3  # lazy
+
+        db = sqlite3.connect(
+            self.path, timeout=seconds, isolation_level=None, check_same_thread=False)
+        db.execute("PRAGMA synchronous = " + synchronous).fetchall()
+        return db
+
+    def close(self):
+        self.reader.close()
+        self.db.close()
 
     def run(self, sql, *values):
-        return self.db.execute(sql, values)
+        return self.db.execute(sql, values).fetchall()
 
     def read(self, sql, *values):
-        with self.lock:
-            return self.run(sql, *values).fetchall()
+        with self.read_lock:
+            return self.reader.execute(sql, values).fetchall()
+
+    def hold(self, seconds, work):
+        """Runs work() once no other thread writes; raises OSError if that takes too long."""
+        if not self.lock.acquire(timeout=seconds):
+            raise TimeoutError(errno.ETIMEDOUT, "another writer is not done")
+        try:
+            return work()
+        finally:
+            self.lock.release()
 
     def write(self, work, *values):
-        """Runs work(*values) as one transaction."""
-        with self.lock, self.db:  # commits; what raises is rolled back
-            self.run("BEGIN IMMEDIATE")
-            return work(*values)
+        """Runs work(*values) as one transaction. A ScriptoError undoes nothing of it: an attempt
+        that is refused counts."""
+
+        def transaction():
+            self.db.rollback()  # what a COMMIT that failed may have left: of a full disk, say
+            with self.db:  # commits
+                self.run("BEGIN IMMEDIATE")
+                try:
+                    return work(*values), None
+                except ScriptoError as error:
+                    return None, error
+
+        result, refusal = self.hold(WRITE_SECONDS, transaction)
+        if refusal:
+            raise refusal
+        return result
+
+    def check(self):
+        """Raises unless both connections read, soon, and what they write is not lost at the end."""
+        sql = "SELECT count(*) FROM secret"
+        self.read(sql)
+        self.hold(0.5, lambda: self.run(sql))
+        if self.identity() != self.file:
+            raise OSError(errno.ESTALE, "another database is in its place")
 
     def version(self):
         """Raises for a file that is not this program's."""
-        version = self.run("PRAGMA user_version").fetchone()[0]
+        version = self.run("PRAGMA user_version")[0][0]
         names = {row[0] for row in self.run("SELECT name FROM sqlite_master")}
         if {"secret", "events"} - names if version else names:
-            raise self.trouble("belongs to another program")
+            raise self.trouble("belongs to another program", "pass another file with --db")
         if version > len(MIGRATIONS):
-            raise self.trouble("was made by a newer scripto")
+            raise self.trouble("was made by a newer scripto", "update scripto; keep the file")
         return version
 
     def migrate(self):
@@ -1553,7 +1677,7 @@ class Store:
         for statement in ";".join(MIGRATIONS[version:]).split(";"):
             self.run(statement)
         if version == 0:
-            self.run("INSERT INTO secret VALUES (?)", os.urandom(32))
+            self.run("INSERT INTO secret (value) VALUES (?)", os.urandom(32))
         self.run(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
     def code_hash(self, email, code):
@@ -1562,66 +1686,100 @@ class Store:
 
         return hmac.new(self.secret, f"{email}\0{code}".encode(), "sha256").digest()
 
-    def check_limits(self, email, limits, what):
-        """Raises resource-exhausted until the email is within all of them."""
-        now, waits = time.time(), [0]
-        sql = ("SELECT at FROM events WHERE email = ? AND kind = ? AND at > ?"
+    def sweep(self):
+        """A few rows at a time, whoever writes: millions would be waited for. What a clock that was
+        ahead has noted counts as now."""
+        now, few = time.time(), "WHERE id IN (SELECT id FROM events WHERE at {} ? LIMIT 50)"
+        self.run("DELETE FROM events " + few.format("<="), now - DAY)
+        self.run("UPDATE events SET at = ? " + few.format(">"), now, now)
+        self.run("DELETE FROM live WHERE id IN (SELECT id FROM live ORDER BY id LIMIT 50)"
+                 " AND expires_at NOT BETWEEN ? AND ?", now, now + CODE_SECONDS)
+
+    def check_limits(self, column, subject, limits):
+        """Raises resource-exhausted until that email or address is within all of them."""
+        now, waits = time.time(), []
+        sql = (f"SELECT at FROM events WHERE {column} = ? AND kind = ? AND at > ?"
                " ORDER BY at DESC LIMIT 1 OFFSET ?")
         for kind, most, seconds in limits:
-            rows = self.run(sql, email, kind, now - seconds, most - 1)
-            waits += [row[0] + seconds - now for row in rows]
-        if max(waits):
-            raise too_many(what + " for this email", max(waits))
+            rows = self.run(sql, subject, kind, now - seconds, most - 1)
+            waits += [min(at, now) + seconds - now for at, in rows]
+        if waits:
+            shown = subject if column == "address" else self.code_hash(subject, "").hex()[:12]
+            raise too_many("attempts for this " + column, shown, max(waits))
 
-    def add_event(self, email, kind):
-        sql = "INSERT INTO events (email, kind, at) VALUES (?, ?, ?)"
-        return self.run(sql, email, kind, time.time()).lastrowid
+    def prepare(self, kind, email, address):
+        """What is done before anything about a code. Without an address, none is limited."""
+        self.sweep()
+        self.check_limits("email", email, EMAIL_LIMITS[kind])
+        if address:
+            self.check_limits("address", address, ADDRESS_LIMITS[kind])
 
-    def reserve(self, email):
-        """Counts a code request before its mail goes, and returns the event."""
-        now = time.time()
-        self.run("DELETE FROM events WHERE at <= ?", now - DAY)
-        self.run("DELETE FROM codes WHERE expires_at <= ?", now)
-        self.check_limits(email, REQUEST_LIMITS, "attempts")
-        return self.add_event(email, "request")
+    def add_event(self, kind, email, address):
+        self.run("INSERT INTO events (kind, email, address, at) VALUES (?, ?, ?, ?)",
+                 kind, email, address, time.time())
+        return self.run("SELECT last_insert_rowid()")[0][0]
 
-    def release(self, event):
-        self.run("DELETE FROM events WHERE id = ?", event)
+    def put_code(self, email, address, code):
+        """Counts the request and stores its code, before any mail brings it; returns the event.
+        New attempts for the code; those counted for the email stay."""
+        self.prepare("request", email, address)
+        # One more than are good: when this one's mail fails, all is as it was.
+        self.run("DELETE FROM live WHERE email = ? AND id NOT IN"
+                 " (SELECT id FROM live WHERE email = ? ORDER BY id DESC LIMIT ?)",
+                 email, email, LIVE_CODES)
+        self.run("INSERT INTO live (email, hash, expires_at, attempts) VALUES (?, ?, ?, ?)",
+                 email, self.code_hash(email, code), time.time() + CODE_SECONDS, CODE_ATTEMPTS)
+        return self.add_event("request", email, address)
 
-    def put_code(self, email, code):
-        """New attempts for the code; those counted for the email stay."""
-        self.run("INSERT OR REPLACE INTO codes VALUES (?, ?, ?, ?)", email,
-                 self.code_hash(email, code), time.time() + CODE_SECONDS, CODE_ATTEMPTS)
+    def take_back(self, email, code, event):
+        """Both, or the code alone if there is no event."""
+        sql = "DELETE FROM live WHERE email = ? AND hash = ?"
+        self.run(sql, email, self.code_hash(email, code))
+        self.run("DELETE FROM events WHERE id = ? AND email = ?", event, email)
 
-    def redeem(self, email, code, name):
+    def redeem(self, email, address, code, name):
         """Spends a code on a key; returns what its owner gets, the key itself for the only time.
-        None: the code was wrong, which counts even where no code is live."""
+        Raises invalid-argument, and counts the attempt if a code is live: without, it cannot
+        succeed, and would only lock somebody out."""
         import hmac  # lazy
         import secrets
 
-        self.check_limits(email, WRONG_LIMITS, "wrong codes")
-        now, key = time.time(), KEY_PREFIX + secrets.token_urlsafe(32)
-        sql = "SELECT hash FROM codes WHERE email = ? AND expires_at > ? AND attempts > 0"
-        row = self.run(sql, email, now).fetchone()
-        if not hmac.compare_digest(row[0] if row else b"", self.code_hash(email, code)):
-            self.run("UPDATE codes SET attempts = attempts - 1 WHERE email = ?", email)
-            self.add_event(email, "wrong")
-            return None
-        self.run("DELETE FROM codes WHERE email = ?", email)
+        self.prepare("wrong", email, address)
+        now, entered = time.time(), self.code_hash(email, code)
+        rows = self.run("SELECT hash, attempts FROM live WHERE email = ?"
+                        " AND expires_at BETWEEN ? AND ? ORDER BY id DESC LIMIT ?",
+                        email, now, now + CODE_SECONDS, LIVE_CODES)
+        live = [each for each, attempts in rows if attempts > 0]
+        if not any([hmac.compare_digest(each, entered) for each in live]):
+            if live:
+                self.run("UPDATE live SET attempts = attempts - 1 WHERE email = ?", email)
+                self.add_event("wrong", email, address)
+            raise refused("The code is wrong or has expired.", NEXT_CODE)
+        self.run("DELETE FROM live WHERE email = ?", email)
+        key = KEY_PREFIX + secrets.token_urlsafe(32)
         user_id, key_id = "user_" + secrets.token_hex(12), "key_" + secrets.token_hex(12)
-        self.run("INSERT OR IGNORE INTO users VALUES (?, ?, ?, ?)", user_id, email, "", now)
-        user_id = self.run("SELECT id FROM users WHERE email = ?", email).fetchone()[0]
-        self.run("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, NULL)", key_id, user_id, hash_of(key),
-                 name, key[len(KEY_PREFIX) :][:6], now)
+        self.run("INSERT OR IGNORE INTO users (id, email, name, created_at) VALUES (?, ?, '', ?)",
+                 user_id, email, now)
+        user_id = self.run("SELECT id FROM users WHERE email = ?", email)[0][0]
+        self.run("INSERT INTO keys (id, user_id, hash, name, start, created_at)"
+                 " VALUES (?, ?, ?, ?, ?, ?)",
+                 key_id, user_id, hash_of(key), name, key[len(KEY_PREFIX) :][:6], now)
         return {"apiKey": key, "keyId": key_id, "userId": user_id, "email": email}
 
     def user_of(self, key):
-        """(id, email, name), or None. Notes the key's use once a minute."""
+        """(id, email, name), or None. Notes the key's use once a minute, at best: a full disk or a
+        busy writer keeps nobody out of a guarded page."""
+        import sqlite3  # lazy
+
         now, rows = time.time(), self.read(
             "SELECT users.id, email, users.name, keys.id, coalesce(last_used_at, 0)"
             " FROM keys JOIN users ON users.id = user_id WHERE hash = ?", hash_of(key))
-        if rows and rows[0][4] <= now - 60:
-            self.write(self.run, "UPDATE keys SET last_used_at = ? WHERE id = ?", now, rows[0][3])
+        if rows and not now - 60 < rows[0][4] <= now:
+            note = "UPDATE keys SET last_used_at = ? WHERE id = ?"
+            try:
+                self.hold(0.1, lambda: self.read(note, now, rows[0][3]))
+            except (OSError, sqlite3.Error):
+                pass
         return rows[0][:3] if rows else None
 
     def keys_of(self, user_id):
@@ -1629,8 +1787,21 @@ class Store:
                          " WHERE user_id = ? ORDER BY created_at, id", user_id)
 
     def delete_key(self, user_id, key_id):
-        sql = "DELETE FROM keys WHERE id = ? AND user_id = ?"
-        return self.write(self.run, sql, key_id, user_id).rowcount == 1
+        """False for a key that this user has not."""
+        self.run("DELETE FROM keys WHERE id = ? AND user_id = ?", key_id, user_id)
+        return self.run("SELECT changes()") == [(1,)]
+
+    def users(self):
+        """(email, id, since, last use, number of keys) of each."""
+        return self.read(
+            "SELECT email, users.id, users.created_at, max(last_used_at), count(keys.id) FROM users"
+            " LEFT JOIN keys ON user_id = users.id GROUP BY users.id ORDER BY users.created_at")
+
+    def delete_user(self, email):
+        """With all keys and live codes. What limits count stays."""
+        self.run("DELETE FROM live WHERE email = ?", email)
+        self.run("DELETE FROM keys WHERE user_id IN (SELECT id FROM users WHERE email = ?)", email)
+        self.run("DELETE FROM users WHERE email = ?", email)
 
 
 # ---- Routes ---------------------------
@@ -1640,44 +1811,70 @@ class Store:
 BEARER = ("WWW-Authenticate", "Bearer")
 
 
-class Backend:
+def client_of(address):
+    """What is limited as one: an IPv4 address, in either of its forms (RFC 4291, 2.5.5.2), or an
+    IPv6 /64, which is one customer's (RFC 6177)."""
+    packed = ipv6_bytes(address)
+    if packed and packed.startswith(b"\0" * 10 + b"\xff\xff"):
+        return ".".join(map(str, packed[12:]))
+    return packed[:8].hex() + "/64" if packed else address
 
-    def __init__(self, ctx, store, deliver, sender, rate_limit):
+
+class Backend:
+    """What routes share."""
+
+    def __init__(self, ctx, deliver, sender, rules, rate_limit):
         import threading  # lazy
 
-        self.ctx, self.store, self.deliver, self.sender = ctx, store, deliver, sender
-        self.rate_limit, self.recent, self.guard = rate_limit, {}, threading.Lock()
-        self.public_url, self.pruned = None, 0
+        self.ctx, self.deliver, self.sender, self.rules = ctx, deliver, sender, rules
+        self.rate_limit, self.recent, self.dropped = rate_limit, {}, 0
+        self.guard, self.mails = threading.Lock(), threading.BoundedSemaphore(MAILS)
+        self.store = self.public_url = self.source = None  # serve() finds them
 
     def log(self, text):
-        say(self.ctx, f"{timestamp(time.time())} {text}")
+        """Who does not read it stops nothing: what nobody takes is dropped, and counted."""
+        lines = [f"{timestamp(time.time())} {text}"]
+        with self.guard:
+            if self.dropped:
+                lines.insert(0, f"{self.dropped} lines of the log were dropped")
+            self.dropped = 0 if say(self.ctx, *lines) else self.dropped + 1
+
+    def count(self, client):
+        """Raises resource-exhausted for one that asks too often in a sliding minute."""
+        now = time.monotonic()
+        with self.guard:
+            times = self.recent.pop(client, None) or collections.deque()
+            self.recent[client] = times  # as the latest; the first has been quiet longest
+            if len(self.recent) > 9999:
+                del self.recent[next(iter(self.recent))]
+            while times and times[0] <= now - 60:
+                times.popleft()
+            if len(times) >= self.rate_limit:
+                raise too_many("requests from this address", client, times[0] + 60 - now)
+            times.append(now)
 
     def admit(self, request, command):
-        """(body, email) of a public route. Raises resource-exhausted for an address that asks too
-        often in a sliding minute."""
-        now, address = time.monotonic(), request.address()
-        packed = None if address.startswith("::ffff:") else ipv6_bytes(address)
-        address = packed[:8] if packed else address  # a /64 is one customer's (RFC 6177)
-        with self.guard:
-            if len(self.recent) > 9999 and now > self.pruned + 1:  # forget who has been quiet
-                self.pruned = now
-                self.recent = {each: times for each, times in self.recent.items()
-                               if times[-1] > now - 60}
-            times = [at for at in self.recent.get(address, ()) if at > now - 60]
-            if self.rate_limit and len(times) >= self.rate_limit:
-                raise too_many("requests from this address", times[0] + 60 - now)
-            if self.rate_limit:
-                self.recent[address] = times + [now]
+        """(body, email, client to be limited, if any) of a public route."""
+        client = client_of(request.address()) if self.rate_limit else ""
+        if client:
+            self.count(client)
         fields = parse_json(request.body)
         if fields is None:
             raise refused("The body is not a JSON object in UTF-8.", NEXT_EMAIL + command)
-        return fields, check_email(text_of(fields, "email"), command).lower()
+        email = check_email(text_of(fields, "email"), command).lower()
+        if not self.allows(email):
+            hint = f"ask the operator of {self.public_url} to allow it, or use another email"
+            raise ScriptoError("permission-denied", "That email is not allowed here.", hint)
+        return fields, email, client
+
+    def allows(self, email):
+        return not self.rules or bool({email, email[email.index("@") :]} & self.rules)
 
     def user_of(self, request):
         """The bearer (RFC 6750). Raises unauthenticated."""
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         user = self.store.user_of(key.strip()) if scheme.lower() == "bearer" else None
-        if user is None:
+        if user is None or not self.allows(user[1]):
             raise ScriptoError("unauthenticated", "The key is missing or not valid.", NEXT_SIGN_IN,
                                headers=[BEARER])
         return user
@@ -1687,32 +1884,47 @@ def success(data):
     return 200, {"success": True, "data": data}, []
 
 
-def route_login_request(backend, request):
-    """The mail goes before the code is stored: a failure leaves nothing behind."""
+def unsent():
+    return ScriptoError("internal", "The sign-in code could not be sent.", NEXT_RETRY)
+
+
+def deliver_code(backend, email, client):
+    """Its code is live before the mail can arrive. If that fails, all is as before; but a request
+    for an address that takes no mail counts, or this would be a way to list mailboxes."""
     import secrets  # lazy
 
-    email, store = backend.admit(request, "login-request")[1], backend.store
-    code, event = "%06d" % secrets.randbelow(10**6), store.write(store.reserve, email)
+    code, store = "%06d" % secrets.randbelow(10**6), backend.store
+    event = store.write(store.put_code, email, client, code)  # flushed: the mail promises it
     try:
-        backend.deliver(compose(backend.sender, email, code, backend.public_url), email)
+        subject = f"{code} is your Scripto sign-in code"
+        text = CODE_MAIL.format(backend.public_url, code)
+        backend.deliver(compose(backend.sender, email, subject, text), email)
     except (OSError, ValueError, ScriptoError, ImportError) as error:
         # smtplib's are OSErrors; ValueError: an address no header can hold; the rest: no TLS here
-        store.write(store.release, event)
+        refusal = getattr(error, "code", "") == "invalid-argument"
+        store.write(store.take_back, email, code, None if refusal else event)
         status = getattr(error, "smtp_code", "")  # not its text, which may quote the address
         backend.log(f"mail failed: {type(error).__name__} {status}")
-        raise ScriptoError("internal", "The sign-in code could not be sent.", NEXT_RETRY)
-    store.write(store.put_code, email, code)
+        raise error if refusal else unsent()
+
+
+def route_login_request(backend, request):
+    _, email, client = backend.admit(request, "login-request")
+    if not backend.mails.acquire(blocking=False):  # a slow mail server leaves connections to others
+        raise unsent()
+    try:
+        deliver_code(backend, email, client)
+    finally:
+        backend.mails.release()
     return success({"ok": True, "email": email})
 
 
 def route_login_complete(backend, request):
-    fields, email = backend.admit(request, "login-complete")
-    code = check_code(text_of(fields, "otp"))
+    fields, email, client = backend.admit(request, "login-complete")
+    code, store = check_code(text_of(fields, "otp")), backend.store
     name = check_key_name(text_of(fields, "name")) or "scripto-cli"
-    minted = backend.store.write(backend.store.redeem, email, code, name)
-    if minted is None:
-        raise refused("The code is wrong or has expired.", NEXT_CODE)
-    return success(minted)
+    # Flushed: the key stays, and no power cut gives a guesser his attempts back.
+    return success(store.write(store.redeem, email, client, code, name))
 
 
 def route_me(backend, request):
@@ -1735,22 +1947,31 @@ def route_keys(backend, request):
 
 def route_key(backend, request):
     user_id, key_id = backend.user_of(request)[0], request.path.rpartition("/")[2]
-    if not backend.store.delete_key(user_id, key_id):
+    store = backend.store
+    if not store.write(store.delete_key, user_id, key_id):  # flushed: what is revoked stays dead
         raise ScriptoError("not-found", "There is no such key.", "see the ids at GET /api/keys")
     return success({"id": key_id, "revoked": True})
 
 
 def route_health(backend, request):
+    backend.store.check()
     return success({"ok": True, "version": __version__})
 
 
+def own_source(public_url):
+    """This very file, with that URL in it; None where it has none (`python3 -`)."""
+    try:
+        source = __loader__.get_data(os.path.abspath(__file__))
+    except (NameError, AttributeError, OSError):
+        return None
+    line = f"BASE_URL = {public_url!r}".encode("ascii")
+    return re.sub(rb"(?m)^BASE_URL = .*$", lambda _: line, source, count=1)
+
+
 def route_source(backend, request):
-    """This very file, with the URL of this backend in it."""
-    with open(os.path.abspath(__file__), "rb") as file:
-        source = file.read()
-    line = f"BASE_URL = {backend.public_url!r}".encode("ascii")
-    source = re.sub(rb"(?m)^BASE_URL = .*$", lambda _: line, source, count=1)
-    return 200, source, []
+    if not backend.source:
+        raise ScriptoError("not-found", "This backend has no file to hand out.", NEXT_GUIDE)
+    return 200, backend.source, []
 
 
 GUIDE = """# Scripto: sign a machine in, with no browser
@@ -1787,6 +2008,7 @@ ROUTES = {  # path: (methods, route); HEAD is a GET whose body is not sent (RFC 
     "/healthz": (READ, route_health),
     "/scripto.py": (READ, route_source),
     "/llms.txt": (READ, route_guide),
+    "/": (READ, route_guide),
     "*": ("OPTIONS", None),
 }
 
@@ -1797,14 +2019,16 @@ def pattern_of(path):
     return path if path in ROUTES else None
 
 
-def respond_to(backend, request):
+def reply_to(backend, request):
     methods, route = ROUTES.get(pattern_of(request.path), ("", None))
+    if not methods and request.method in ("CONNECT", "TRACE"):
+        methods = ROUTES["*"][0]
     if not methods:
         raise ScriptoError("not-found", "There is nothing here.", NEXT_GUIDE)
     allow = [("Allow", methods)]
-    if request.command == "OPTIONS":
+    if request.method == "OPTIONS":
         return 204, b"", allow
-    if request.command not in methods.split(", "):
+    if request.method not in methods.split(", "):
         error = refused(f"This path takes only {methods}.", NEXT_GUIDE, 405)
         error.headers = allow
         raise error
@@ -1815,10 +2039,12 @@ def respond_to(backend, request):
 # Sockets, threads and time-outs. Two halves of classes whose other halves are the standard
 # library's; make_server() joins them, where those are imported.
 
+FOREVER = float("inf")
+
 
 class Connections:
-    """Half of the server. Each connection has a thread; in `opened` is when it is cut off, if its
-    next step is not done by then (None while a route works), and whether a request is in hand."""
+    """Half of the server. Each connection has a thread; in `deadlines` is when it is cut off, if
+    its request is not read, or the reply not taken, by then: never while a route works."""
 
     daemon_threads = True
     allow_reuse_address = os.name == "posix"  # on Windows it would share the port
@@ -1828,13 +2054,14 @@ class Connections:
         import threading  # lazy
 
         self.backend, self.tls, self.behind_proxy = backend, tls, behind_proxy
-        self.opened, self.guard, self.stopping = {}, threading.Lock(), False
+        self.deadlines, self.clients, self.guard = {}, {}, threading.Lock()
+        self.stopping, self.signal, self.hung_up = False, None, False
 
     def get_request(self):
         try:
             connection, address = super().get_request()
-        except OSError:  # out of descriptors, most likely: make room
-            self.cut(1)
+        except OSError:  # out of descriptors, most likely
+            self.make_room()
             time.sleep(0.05)
             raise
         if self.tls:  # the handshake comes with the first read, in the connection's own thread
@@ -1842,44 +2069,51 @@ class Connections:
         return connection, address
 
     def process_request(self, connection, address):
-        """When all places are taken, who has been silent longest gives way."""
-        if len(self.opened) >= CONNECTIONS:
-            self.cut(1)
-        if len(self.opened) >= CONNECTIONS:
+        if len(self.deadlines) >= CONNECTIONS:
+            self.make_room()
+        if len(self.deadlines) >= CONNECTIONS:
             return super().shutdown_request(connection)
-        self.opened[connection] = time.monotonic() + READ_SECONDS, False
+        self.clients[connection] = client_of(address[0])
+        self.deadlines[connection] = time.monotonic() + READ_SECONDS
         super().process_request(connection, address)
 
-    def expect(self, connection, seconds, in_hand=False):
-        """Gives the next step so many seconds; None: no limit. False: it has been cut off."""
+    def expect(self, connection, seconds):
+        """Gives the next step so many seconds. False: it has been cut off."""
         with self.guard:
-            if connection not in self.opened:
-                return False
-            self.opened[connection] = seconds and time.monotonic() + seconds, in_hand
-            return True
+            if connection in self.deadlines:
+                self.deadlines[connection] = time.monotonic() + seconds
+            return connection in self.deadlines
 
-    def cut(self, most, deadline=float("inf"), also_in_hand=True):
-        """Ends those due by the deadline, the most urgent first; their threads find them closed.
-        By the plain socket's shutdown(): TLS would want to talk about it."""
+    def cut(self, connections):
+        """Their threads find them closed. By the plain socket's shutdown(): TLS would want to talk
+        about it."""
         import socket  # lazy
 
+        for connection in connections:
+            del self.deadlines[connection]
+            try:
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+            except OSError:
+                pass  # gone already
+
+    def make_room(self):
+        """Who holds most of the connections loses the one that is due first."""
         with self.guard:
-            late = [each for each, (until, in_hand) in self.opened.items()
-                    if until and until < deadline and (also_in_hand or not in_hand)]
-            for connection in sorted(late, key=self.opened.get)[:most]:
-                del self.opened[connection]
-                try:
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
-                except OSError:
-                    pass  # gone already
+            held = collections.Counter(map(self.clients.get, self.deadlines))
+            idle = [each for each, until in self.deadlines.items() if until < FOREVER]
+            idle.sort(key=lambda each: (-held[self.clients[each]], self.deadlines[each]))
+            self.cut(idle[:1])
 
     def service_actions(self):
         """Twice a second: cuts off who is late, silent or dribbling."""
-        self.cut(CONNECTIONS, time.monotonic())
+        now = time.monotonic()
+        with self.guard:
+            self.cut([each for each, until in self.deadlines.items() if until < now])
 
     def shutdown_request(self, connection):
         with self.guard:
-            self.opened.pop(connection, None)
+            self.deadlines.pop(connection, None)
+            self.clients.pop(connection, None)
         super().shutdown_request(connection)
 
     def handle_error(self, connection, address):
@@ -1888,136 +2122,156 @@ class Connections:
             self.backend.log("fault in a connection: " + kind.__name__)
 
     def finish(self):
-        """Lets requests in hand end."""
+        """What has arrived is answered, and nothing else waited for."""
         self.stopping = True
         self.shutdown()
+        self.timeout = 0
+        for _ in range(self.request_queue_size):  # those that nobody has accepted yet
+            self.handle_request()
         self.server_close()
-        give_up = time.monotonic() + 2 * MAIL_SECONDS
-        while self.opened and time.monotonic() < give_up:
-            self.cut(CONNECTIONS, also_in_hand=False)
+        soon = time.monotonic() + 1  # time for the threads to read what is there
+        with self.guard:
+            for connection, until in self.deadlines.items():
+                self.deadlines[connection] = until if until == FOREVER else soon
+        while self.deadlines and time.monotonic() < soon + MAIL_SECONDS + READ_SECONDS:
+            self.service_actions()
             time.sleep(0.02)
 
 
 class RequestHandler:
-    """Half of the handler; to a route it is the request."""
+    """Half of the handler; to a route it is the request: method, path, headers, body."""
 
-    protocol_version = "HTTP/1.1"
-    default_request_version = "HTTP/1.0"  # by 0.9 an error would go out without its status
-    server_version, sys_version = "scripto/" + __version__, ""
     timeout = READ_SECONDS  # of one read or write; Connections bounds the whole
     disable_nagle_algorithm = True
-    path = ""
 
-    def parse_request(self):
-        self.server.expect(self.connection, READ_SECONDS)
-        self.odd, self.lines, self.rfile = False, self.rfile, self
+    def handle(self):
+        """One request after the other. The one edge: what is raised below becomes a reply."""
+        backend, self.keep = self.server.backend, True
+        while self.keep:
+            self.keep, self.method, self.path, self.headers, note = False, "-", "", {}, ""
+            try:
+                if not self.read_request():
+                    return
+                reply = reply_to(backend, self)
+            except ScriptoError as error:
+                reply, note = error.reply(), getattr(error, "note", "")
+            except Exception as error:
+                status = 503 if self.path == "/healthz" else 500
+                reply = ScriptoError("internal", "The backend failed.", NEXT_RETRY, status).reply()
+                note = " fault: " + fault(error)
+            method = self.method if re.match(r"[A-Z]{3,7}\Z", self.method) else "-"
+            path = pattern_of(self.path) or "-"
+            backend.log(f"{self.address()} {method} {path} {reply[0]}{note}")
+            self.send(*reply)
+        self.linger()
+
+    def read_request(self):
+        """False if the client went away. After a request that is refused the connection ends: it is
+        anyone's guess where the next one would start."""
         try:
-            return super().parse_request()
-        finally:
-            self.rfile = self.lines
+            length = self.read_head()
+            self.body = self.rfile.read(length or 0)
+        except OSError:  # silent for too long
+            return False
+        if length is None or len(self.body) < length:
+            return False
+        closing = "close" in self.headers.get("Connection", "").lower()
+        self.keep = self.version == b"1" and not closing and not self.server.stopping
+        return self.server.expect(self.connection, FOREVER)
 
-    def readline(self, limit):
-        """A line of the header. The standard library would end one at a bare carriage return,
-        which a proxy in front may see differently (request smuggling)."""
-        line = self.lines.readline(limit)
-        self.odd = self.odd or b"\r" in line.replace(b"\r\n", b"")
-        return line
+    def read_head(self):
+        """Returns the length of the body, None for no request. Refuses what a proxy in front may
+        read in another way (request smuggling; RFC 9112, 2.2, 3.2 and 6.3)."""
+        import http.client  # lazy
+        import io
 
-    def dispatch(self):
-        """The one edge: what is raised below becomes an answer."""
-        backend = self.server.backend
-        self.path = re.sub("(?i)^https?://[^/?]*", "", self.path)  # RFC 9112, 3.2.2
-        self.path = self.path.partition("?")[0]
+        head, line = bytearray(), b"-"
+        while line.strip(b"\r\n") and len(head) <= HEAD_BYTES:
+            line = self.rfile.readline(HEAD_BYTES)
+            head += line
+        if not head:
+            return None
+        if len(head) > HEAD_BYTES:
+            raise refused(f"The header is larger than {HEAD_BYTES} bytes.", NEXT_GUIDE, 431)
+        first, _, rest = head.partition(b"\n")
+        words = re.match(rb"([!-~]+) ([!-~]+) HTTP/1\.([01])\r?\Z", first)
+        if not words or line not in (b"\r\n", b"\n") or re.search(rb"\r(?!\n)|\0", head):
+            raise refused("The request is not valid HTTP/1.1.", NEXT_GUIDE)
+        self.method, target, self.version = words.group(1).decode(), words.group(2), words.group(3)
+        self.path = re.sub("(?i)^https?://[^/?]*", "", target.decode()).partition("?")[0]
         try:
-            if not self.read_body():
-                return
-            reply = respond_to(backend, self)
-        except ScriptoError as error:
-            reply = error.answer()
-        except Exception as error:
-            backend.log("fault: " + bug(error))
-            reply = ScriptoError("internal", "The backend failed.", NEXT_RETRY).answer()
-        self.respond(*reply)
+            self.headers = http.client.parse_headers(io.BytesIO(rest))
+        except http.client.HTTPException:
+            raise refused("The header has too many fields.", NEXT_GUIDE, 431)
+        return self.check_head()
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = dispatch
-
-    def read_body(self):
-        """False if the client went away. After a body that is refused the connection ends: it is
-        anyone's guess where the next request would start."""
-        keep, self.close_connection = not self.close_connection, True
+    def check_head(self):
         lengths = self.headers.get_all("Content-Length", ["0"])
+        hosts = len(self.headers.get_all("Host", []))
         if "Transfer-Encoding" in self.headers:
             raise refused("A body has to come with its length, not in chunks.", NEXT_GUIDE, 501)
-        plain = len(lengths) == 1 and re.match("[0-9]{1,9}$", lengths[0])
-        if self.odd or self.headers.defects or not plain:
+        plain = len(lengths) == 1 and re.match(r"[0-9]{1,9}\Z", lengths[0])
+        if self.headers.defects or not plain or hosts > 1 or hosts < int(self.version):
             raise refused("The header is malformed.", NEXT_GUIDE)
         if int(lengths[0]) > BODY_BYTES:
             raise refused(f"The body is larger than {BODY_BYTES} bytes.", NEXT_GUIDE, 413)
-        try:
-            self.body = self.rfile.read(int(lengths[0]))
-        except OSError:  # silent for too long
-            self.body = b""
-        whole = len(self.body) == int(lengths[0])
-        if not whole or not self.server.expect(self.connection, None, in_hand=True):
-            return False
-        self.close_connection = self.server.stopping or not keep
-        return True
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return int(lengths[0])
 
     def address(self):
-        """As the nearest proxy saw it, if there is said to be one."""
-        hops = self.headers.get_all("X-Forwarded-For", []) if self.server.behind_proxy else []
-        last = ",".join(hops).rpartition(",")[2].strip()
-        return last if re.match("[0-9A-Fa-f.:]{2,45}$", last) else self.client_address[0]
+        """As the nearest proxy saw it, without a port, if there is said to be a proxy."""
+        proxied = self.server.behind_proxy and self.headers
+        hops = self.headers.get_all("X-Forwarded-For", []) if proxied else []
+        ip = "[0-9A-Fa-f.:]{2,45}"
+        form = rf"([0-9.]+):\d+|\[({ip})\](?::\d+)?|({ip})"
+        match = re.fullmatch(form, ",".join(hops).rpartition(",")[2].strip())
+        return next(filter(None, match.groups())) if match else self.client_address[0]
 
-    def respond(self, status, body, headers):
-        """Before a connection ends, it is read on for a moment: to close on unread bytes resets it,
-        and the answer is lost (RFC 9112, 9.6)."""
-        import json  # lazy
-        import socket
+    def send(self, status, body, headers):
+        """The reply in one piece, so that it is one packet if it fits."""
+        import http  # lazy
+        import json
+        from email.utils import formatdate
 
-        self.server.expect(self.connection, READ_SECONDS, in_hand=True)
+        self.server.expect(self.connection, READ_SECONDS)  # to take it, and for the next request
         kind = "application/json" if isinstance(body, dict) else "text/plain; charset=utf-8"
         body = json.dumps(body).encode("ascii") if isinstance(body, dict) else body
         if status != 204:
-            headers = headers + [("Content-Type", kind), ("Content-Length", str(len(body)))]
-        headers = headers + [("Connection", "close")] * bool(self.close_connection)
-        self.send_response(status)
-        for name, value in headers + [("Cache-Control", "no-store")]:
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-        self.path = ""
-        self.server.expect(self.connection, READ_SECONDS)  # for the next request
-        if self.close_connection:
-            self.connection.settimeout(0.5)
-            socket.socket.shutdown(self.connection, socket.SHUT_WR)
-            for _ in range(16):
-                if not self.connection.recv(64 << 10):
-                    break
+            headers = headers + [("Content-Type", kind), ("Content-Length", len(body))]
+        headers = headers + [("Connection", "close")] * (not self.keep) + [
+            ("Cache-Control", "no-store"), ("Date", formatdate(usegmt=True))]
+        head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n"
+        self.wfile.write(head.encode("latin-1") + (b"" if self.method == "HEAD" else body))
 
-    def send_error(self, code, message=None, explain=None):
-        """What the standard library refuses."""
-        self.close_connection = True
-        code = 400 if int(code) == 505 else int(code)  # not the server's fault
-        error = refused("The request is not valid HTTP/1.1.", NEXT_GUIDE, code)
-        self.respond(*error.answer())
+    def linger(self):
+        """To close on unread bytes resets the connection, and the reply is lost (RFC 9112, 9.6)."""
+        import socket  # lazy
 
-    def log_request(self, code="-", size="-"):
-        method = self.command if re.match("[A-Z]{3,7}$", self.command or "") else "-"
-        path = pattern_of(self.path) or "-"
-        self.server.backend.log(f"{self.client_address[0]} {method} {path} {int(code)}")
+        self.connection.settimeout(0.5)
+        socket.socket.shutdown(self.connection, socket.SHUT_WR)
+        for _ in range(16):
+            if not self.connection.recv(64 << 10):
+                break
 
-    def log_error(self, *_):
-        """log_request() has said it."""
+
+def fault(error):
+    """What and where; in words only those of SQLite and the system, which hold no values."""
+    import sqlite3  # lazy
+    import traceback
+
+    words = str(error) if isinstance(error, sqlite3.Error) else getattr(error, "strerror", "")
+    lines = [str(place.lineno) for place in traceback.extract_tb(error.__traceback__)
+             if place.filename == fault.__code__.co_filename]
+    return f"{type(error).__name__} {words} at lines {' '.join(lines)}"
 
 
 def make_server(host, port):
-    import http.server  # lazy
-    import socket
+    import socket  # lazy
     import socketserver
 
-    class Handler(RequestHandler, http.server.BaseHTTPRequestHandler):
+    class Handler(RequestHandler, socketserver.StreamRequestHandler):
         pass
 
     class Server(Connections, socketserver.ThreadingMixIn, socketserver.TCPServer):
@@ -2030,8 +2284,8 @@ def make_server(host, port):
         raise blocked(f"Cannot listen at {host}, port {port}: {error}.", hint)
 
 
-# ---- Backend --------------------------
-# The commands that run the embedded backend.
+# ---- Operator -------------------------
+# The commands of who runs a backend.
 
 
 def tls_context(args):
@@ -2048,39 +2302,196 @@ def tls_context(args):
     return context
 
 
-def cmd_serve(ctx, args):
-    """Serves until SIGINT or SIGTERM; says where itself, before."""
+def backend_for(ctx, args, host):
+    """What was said on the command line is checked here, before anything is opened."""
+    rate_limit = check_number(args.rate_limit or "60", "--rate-limit", 10**9)
+    if args.public_url:
+        args.public_url = check_base_url(ctx, args.public_url, "--public-url")
+    sender = "scripto@" + origin_of(args.public_url or "http://localhost")[1]
+    sender = args.mail_from or (sender if is_email(sender) else "scripto@localhost")
+    rules = {rule.lower() for rule in args.allow or ()}
+    addresses = [("--mail-from", sender), ("--test-mail", args.test_mail or sender)]
+    for flag, text in addresses + [("--allow", re.sub("^@", "x@", rule)) for rule in rules]:
+        if not is_email(text):
+            raise refused(f"'{readable(text)[:80]}' is no address.", f"pass another {flag}")
+    deliver = delivery_for(ctx, args.mail or "console", host, sender)
+    return Backend(ctx, deliver, sender, rules, rate_limit)
+
+
+def send_test_mail(backend, to):
+    """Without an address it only tries the way there."""
+    try:
+        mail = compose(backend.sender, to, "A test of Scripto's mail", "It arrived.\n")
+        backend.deliver(mail if to else None, to)
+    except (OSError, ValueError) as error:
+        text = f"Mail does not go: {type(error).__name__}, {error}."
+        raise ScriptoError("internal", text, "mend that, or pass another --mail")
+    return {"ok": True, "to": to}, [f"✓ A mail to {to} is on its way"]
+
+
+def try_mail(backend):
+    try:
+        send_test_mail(backend, "")
+    except (ScriptoError, ImportError) as error:
+        backend.log(str(error))
+
+
+def public_url_of(args, url, address):
+    """How clients come to what listens there."""
+    import socket  # lazy
+
+    if address in ("0.0.0.0", "::"):  # which is none to come to
+        try:
+            name = socket.gethostname().lower().encode("idna").decode()
+        except UnicodeError:
+            name = "localhost"
+        url = re.sub("//.*:", f"//{name}:", url)
+    return args.public_url or url
+
+
+def introduce(ctx, url):
+    if url.startswith("http:") and not is_loopback(origin_of(url)[1].strip("[]")):
+        warn(ctx, "clients refuse plain http beyond loopback: serve https, or say by --public-url"
+                  " where a web server in front does")
+    if is_terminal(ctx.stderr):
+        say(ctx, f"{NEXT_SIGN_IN} --api-url {url}")
+
+
+def catch_signals(server):
+    """No Event: its lock would be waited for by a handler that interrupts its holder."""
     import signal  # lazy
-    import threading
+
+    def note(number, _):
+        if number == getattr(signal, "SIGHUP", None):
+            server.hung_up = True
+        else:
+            server.signal = number
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # Windows has the last, for Ctrl-Break
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), note)
+
+
+def start_command(ctx, args, url):
+    """For it, this is the backend. Its umask is the one that this program was started with."""
+    import subprocess  # lazy
+
+    env, umask = dict(ctx.env, SCRIPTO_API_BASE_URL=url), lambda: os.umask(ctx.umask)
+    kind, _, folder = args.mail.partition(":")
+    if kind == "maildir":
+        env["SCRIPTO_CODE_FROM"] = "maildir:" + os.path.abspath(os.path.expanduser(folder))
+    try:
+        more = {"preexec_fn": umask} if os.name == "posix" else {}
+        return subprocess.Popen(args.command, env=env, **more)
+    except (OSError, ValueError) as error:
+        text = f"'{readable(args.command[0])}' cannot be run: {error}."
+        raise refused(text, "look at the command behind --")
+
+
+def ended(process):
+    """The exit status, as a shell has it, None while it runs. Waits a moment."""
+    import subprocess  # lazy
+
+    try:
+        status = process.wait(0.2)
+        return 128 - status if status < 0 else status
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def wait_for_end(ctx, args, server, process):
+    """Returns the exit status. With a command, that gets the signals: all but the Ctrl-C of a
+    terminal, which reaches it anyway, as all of them do on Windows."""
+    status = None
+    while status is None:
+        if process:
+            status = ended(process)
+        else:
+            time.sleep(0.2)
+        if server.hung_up:
+            server.hung_up = False
+            try:
+                server.tls = tls_context(args)
+            except ScriptoError as error:
+                server.backend.log("the old one stays. " + error.message)
+        number, server.signal = server.signal, None
+        if number and not process:
+            status = 0
+        elif number and os.name == "posix" and not (number == 2 and is_terminal(ctx.stdin)):
+            process.send_signal(number)
+    return status
+
+
+def serve(ctx, args):
+    import threading  # lazy
 
     host, port = args.host or "127.0.0.1", check_number(args.port or "8787", "--port", 65535)
-    rate_limit = check_number(args.rate_limit or "60", "--rate-limit", 10**9)
-    deliver = delivery_for(ctx, args.mail or "console", host)
-    public_url = args.public_url and check_base_url(ctx, args.public_url, "--public-url")
-    sender = "scripto@" + origin_of(public_url or "http://localhost")[1]
-    sender = args.mail_from or (sender if is_email(sender) else "scripto@localhost")
-    if not is_email(sender):
-        raise refused(f"'{readable(sender)}' is no sender.", "pass --mail-from name@domain")
-    tls, store = tls_context(args), Store(ctx, args.db)
-    server, backend = make_server(host, port), Backend(ctx, store, deliver, sender, rate_limit)
+    backend = backend_for(ctx, args, host)
+    if args.test_mail:
+        return send_test_mail(backend, args.test_mail)
+    tls = tls_context(args)
+    backend.store = Store(ctx, args.db)
+    server, where = make_server(host, port), f"[{host}]" if ":" in host else host
     server.start(backend, tls, args.behind_proxy)
-    where = f"[{host}]" if ":" in host else host
     url = f"{'https' if tls else 'http'}://{where}:{server.server_address[1]}"
-    if server.server_address[0] in ("0.0.0.0", "::"):  # which nobody can come to
-        import socket  # lazy
-
-        where = socket.gethostname().lower()
-    reached = f"{url.partition(':')[0]}://{where}:{server.server_address[1]}"
-    backend.public_url = public_url or reached
-    told = []  # no Event: its lock would be waited for by a handler that interrupts its holder
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: told.append(True))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    backend.public_url = public_url_of(args, url, server.server_address[0])
+    backend.source = own_source(backend.public_url)
+    catch_signals(server)
     show(ctx, {"url": url, "publicUrl": backend.public_url}, ["listening on " + url])
-    while not told:
-        time.sleep(0.2)
+    introduce(ctx, backend.public_url)
+    process = start_command(ctx, args, backend.public_url) if args.command else None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=try_mail, args=[backend], daemon=True).start()
+    status = wait_for_end(ctx, args, server, process)
     server.finish()
-    store.db.close()
+    backend.store.close()
+    return status
+
+
+def cmd_serve(ctx, args):
+    """Until a signal or, with one, the end of the command; that finds a backend of its own."""
+    if not args.command:
+        return serve(ctx, args)
+    import tempfile  # lazy
+
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="scripto-serve-")
+    except OSError as error:
+        raise blocked(f"There is no place for temporary files: {error}.", "set TMPDIR to one")
+    with folder as path:
+        args.port, args.db = args.port or "0", args.db or os.path.join(path, "scripto.db")
+        args.mail = args.mail or "maildir:" + os.path.join(path, "mail")
+        return serve(ctx, args)
+
+
+def users_of(ctx, args):
+    """(store, rows for JSON), beside a running server or without; makes no database."""
+    store = Store(ctx, args.db, serving=False)
+    return store, [{"email": email, "id": user_id, "createdAt": timestamp(since),
+                    "lastUsedAt": timestamp(used), "keys": keys}
+                   for email, user_id, since, used, keys in store.users()]
+
+
+def cmd_users(ctx, args):
+    store, rows = users_of(ctx, args)
+    store.close()
+    lines = [f"{row['email']:32}  {row['id']}  since {row['createdAt']}  last use"
+             f" {row['lastUsedAt'] or 'never'}  keys {row['keys']}" for row in rows]
+    return {"users": rows}, lines or ["Nobody has signed up yet."]
+
+
+def cmd_users_remove(ctx, args):
+    email = readable(args.email or "").lower()
+    if not email:
+        raise refused("The email is missing.", "Pass <email> to: scripto users remove")
+    store, rows = users_of(ctx, args)
+    if email not in [row["email"] for row in rows]:
+        hint = "see who has with: scripto users list"
+        raise ScriptoError("not-found", f"Nobody has signed up as '{email[:EMAIL_LENGTH]}'.", hint)
+    confirm(ctx, args, f"Remove {email}, with every key?", "users remove")
+    store.write(store.delete_user, email)
+    store.close()
+    return {"removed": email}, [f"✓ Removed: {email}, with every key"]
 
 
 def cmd_demo(ctx, args):
@@ -2345,6 +2756,7 @@ def cmd_completion(ctx, args):
 
 OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "name": ("NAME", "a profile"),
+    "email": ("EMAIL", "who has signed up"),
     "--email": ("EMAIL", "the email to sign in with"),
     "--code": ("CODE", "the six-digit code; - reads standard input"),
     "--name": ("NAME", "what to call the new key"),
@@ -2372,6 +2784,8 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--tls-key": ("FILE", "and this private key"),
     "--behind-proxy": (None, "take client addresses from X-Forwarded-For"),
     "--rate-limit": ("N", "requests a minute for an address (60); 0: any number"),
+    "--allow": ("RULE", "let in only @domain or this address; any number of times"),
+    "--test-mail": ("ADDRESS", "send one mail there, say what happened, and end"),
     "--json": (None, "answer as JSON, one envelope on standard output"),
     "--help": (None, "show this and do nothing"),
 }
@@ -2406,7 +2820,7 @@ COMMANDS = {
     "serve": Command(
         cmd_serve, "run a backend",
         "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
-        " --behind-proxy --rate-limit", "--mail maildir:mail", "here"),
+        " --behind-proxy --rate-limit --allow --test-mail --", "--mail maildir:mail", "here"),
     "completion": Command(
         cmd_completion, "print what makes a shell complete these commands", "shell", "bash", ""),
     "api": Command(
@@ -2415,6 +2829,11 @@ COMMANDS = {
     "run": Command(
         cmd_run, "run a command that finds the key in SCRIPTO_API_KEY", KEY + " --",
         "-- deploy.sh production", ""),
+    "users": Command(cmd_users, "list who has signed up at your backend", "--db", "", ""),
+    "users list": Command(cmd_users, "the same", "--db", "", ""),
+    "users remove": Command(
+        cmd_users_remove, "remove a user of your backend, with every key",
+        "email --db --yes", "you@example.com", "backend"),
     "demo": Command(
         cmd_demo, "see the whole sign-in work, in a throw-away folder", "", "", ""),
     "doctor": Command(cmd_doctor, "check what works on this machine", KEY, "", ""),
@@ -2444,9 +2863,9 @@ def parser_for(name):
             continue
         takes, purpose = OPTIONS[word]
         more = {"metavar": takes} if takes else {"action": "store_true"}
-        if word in ("name", "--email", "--code"):
+        if word in ("name", "email", "--email", "--code"):
             more["nargs"] = "?"  # the command itself says what is missing
-        if word in ("-q", "-H"):
+        if word in ("--allow", "-q", "-H"):
             more["action"] = "append"
         if "|" in (takes or ""):
             more["choices"] = takes.split("|")
