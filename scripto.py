@@ -158,16 +158,20 @@ def is_terminal(stream):
     return stream is not None and stream.isatty()
 
 
+def encoded(stream, text):
+    try:
+        "✓✗●•".encode(stream.encoding)
+    except UnicodeEncodeError:
+        text = text.translate(ASCII_FORM)
+    return text.encode(stream.encoding, "backslashreplace")
+
+
 def emit(stream, text):
     """Writes text, or bytes as they are, past the buffer, so that OSError comes up here, and only
     here."""
     if stream is None:  # the descriptor was closed before the program started
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    try:
-        "✓✗●•".encode(stream.encoding)
-    except UnicodeEncodeError:
-        text = text.translate(ASCII_FORM) if isinstance(text, str) else text
-    left = text.encode(stream.encoding, "backslashreplace") if isinstance(text, str) else text
+    left = text if isinstance(text, bytes) else encoded(stream, text)
     raw = getattr(stream.buffer, "raw", stream.buffer)
     while left:
         left = left[raw.write(left) or 0 :]
@@ -441,18 +445,10 @@ def check_header(text):
     fixed = "(authorization|host|content-length|transfer-encoding):"
     form = r"[!#-'*+.^`|~\w-]+:[\t -~]*\Z"
     if re.match(fixed, text, re.IGNORECASE) or not re.match(form, text, re.ASCII):
-        hint = "pass -H 'Name: value'; Authorization, Host and lengths are set already"
-        raise refused("A header is malformed, or not to be set.", hint)
+        hint = "pass -H 'Name: value', but not Authorization, Host or Content-Length"
+        raise refused("A header is malformed, or set already.", hint)
     name, _, value = text.partition(":")
     return name, value.strip()
-
-
-def check_query(text):
-    """(name, value)."""
-    name, equals, value = readable(text).partition("=")
-    if not equals:
-        raise refused(f"The query '{name[:80]}' has no value.", "pass it as -q NAME=VALUE")
-    return name, value
 
 
 def shell_word(text):
@@ -1289,28 +1285,23 @@ def cmd_config_clear(ctx, args):
 # What a script does with a key: hand it to another program, or send a request of its own.
 
 
-def become(ctx, command, env):
-    """Runs another program in this one's place, as if there had been none. Windows cannot do that:
-    there the exit status comes back."""
-    import signal  # lazy
-
-    if os.name == "nt":
-        import subprocess  # lazy
-
-        return subprocess.call(command, env=env)
-    for name in ("SIGPIPE", "SIGXFSZ"):  # which Python ignores, and so would the other
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
-    os.umask(ctx.umask)
-    os.execvpe(command[0], command, env)
-
-
 def cmd_run(ctx, args):
+    """Becomes that command; on Windows, which knows no such thing, it waits."""
     if not args.command:
         raise refused("No command is given.", "put it behind --: scripto run -- COMMAND")
     target = resolve(ctx, args)
     env = dict(ctx.env, SCRIPTO_API_KEY=target.key, SCRIPTO_API_BASE_URL=target.base_url)
     try:
-        return become(ctx, args.command, env)
+        if os.name == "nt":
+            import subprocess  # lazy
+
+            return subprocess.call(args.command, env=env)
+        import signal  # lazy
+
+        for name in ("SIGPIPE", "SIGXFSZ"):  # which Python ignores, and so would the command
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        os.umask(ctx.umask)
+        os.execvpe(args.command[0], args.command, env)
     except OSError as error:
         problem = f"'{readable(args.command[0])}' cannot be run: {error.strerror}."
         raise ScriptoError("not-found", problem, "check its name, and your PATH")
@@ -1344,11 +1335,12 @@ def request_of(ctx, args):
     from urllib.parse import urlencode  # lazy
 
     path, headers, body = check_path(args.path), {"Accept": "*/*"}, None
-    if args.q:
-        path += ("&" if "?" in path else "?") + urlencode([check_query(text) for text in args.q])
+    pairs = [readable(text).partition("=")[::2] for text in args.q or ()]
+    if pairs:
+        path += ("&" if "?" in path else "?") + urlencode(pairs)
     if args.d is not None:
         body, headers["Content-Type"] = read_body(ctx, args.d), "application/json"
-    headers.update(check_header(text) for text in args.H or ())
+    headers.update(map(check_header, args.H or ()))
     method = args.X or ("GET" if body is None else "POST")
     if not re.match(r"[A-Za-z]{1,20}\Z", method):
         raise refused(f"'{readable(method)[:80]}' is not a method.", "pass one like -X DELETE")
@@ -2725,18 +2717,21 @@ def followers(ctx):
     """Rows `typed:what may follow:why`; @ stands for a profile's name, / for a file's."""
     rows = [":--help:show the commands", ":--version:show the version"]
     for name, command in ctx.commands.items():
-        group, _, last = (" " + name).rpartition(" ")
-        rows += [f":{group[1:]}:commands"] if group else []
+        group, _, last = f" {name}".rpartition(" ")
+        if group and group[1:] not in ctx.commands:
+            rows.append(f":{group[1:]}:commands")
         rows.append(f"{group}:{last}:{command.purpose}")
         for word in command.takes.split() + ["--json", "--help"]:
-            typed, (takes, purpose) = " " + name, ctx.options.get(word, ("FILE", "a command"))
+            takes, purpose = ctx.options.get(word, ("FILE", "a command"))
+            typed = f" {name} {word}" if word[0] == "-" else f" {name}"
             if word[0] == "-":
-                rows.append(f"{typed}:{word}:{purpose}")
-                typed += " " + word
+                rows.append(f" {name}:{word}:{purpose}")
             if word in ("name", "--profile", "--profile-name"):
-                takes = "@"
-            values = ("/" if takes == "FILE" else takes or "X").split("|")
-            rows += [f"{typed}:{value}:" for value in values if not value.isupper()]
+                rows.append(typed + ":@:")
+            elif takes == "FILE":
+                rows.append(typed + ":/:")
+            elif takes and "|" in takes:
+                rows += [f"{typed}:{value}:" for value in takes.split("|")]
     return dict.fromkeys(rows)
 
 
