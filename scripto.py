@@ -2640,7 +2640,8 @@ def cmd_doctor(ctx, args):
 # Scripts for three shells, with the table of commands in them: a Tab starts this program for the
 # names of profiles only.
 
-PROFILES = r""""$program" use --json 2>/dev/null | grep -o '"name": "[A-Za-z0-9._-]*"' | cut -d'"' -f4"""
+PROFILES = r""""$program" use --json 2>/dev/null | tr , '\n' |
+    sed -n 's/.*"name": "\([A-Za-z0-9._-]*\)".*/\1/p'"""
 # For bash and zsh. `name` is what the rows begin with that may come now.
 FIND = r"""  local IFS=$'\n' name= last= each= row= files= table=('' TABLE) found=()
   for each in "${typed[@]}"; do
@@ -2676,7 +2677,8 @@ FIND
   [[ $files ]] && _files || _describe scripto found
 }
 _scripto_late() {
-  (( $+functions[compdef] )) || return
+  emulate -L zsh
+  (( $+functions[compdef] )) || return 0
   compdef _scripto CALLED
   precmd_functions=(${precmd_functions:#_scripto_late})
 }
