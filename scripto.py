@@ -1303,8 +1303,8 @@ def cmd_run(ctx, args):
         os.umask(ctx.umask)
         os.execvpe(args.command[0], args.command, env)
     except OSError as error:
-        problem = f"'{readable(args.command[0])}' cannot be run: {error.strerror}."
-        raise ScriptoError("not-found", problem, "check its name, and your PATH")
+        text = f"'{readable(args.command[0])}' cannot be run: {error}."
+        raise refused(text, "look at the command behind --")
 
 
 def read_body(ctx, text):

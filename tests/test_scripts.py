@@ -324,7 +324,7 @@ def test_run_refuses(newest):
     env = {"SCRIPTO_API_KEY": KEY}
     assert newest.run("run", "--json", env=env).error["code"] == "invalid-argument"
     assert newest.run("run", "--", env=env).status == 2
-    said(newest.run("run", "--", "no-such-command", env=env), "not-found", 1)
+    said(newest.run("run", "--", "no-such-command", env=env), "invalid-argument", 2)
     assert newest.run("run", "--json", "--", "true").error["code"] == "unauthenticated"
 
 
