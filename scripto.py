@@ -862,16 +862,24 @@ def open_reply(ctx, method, url, headers=None, body=None, key=None):
         raise network_trouble(ctx, url, error)
 
 
-def read_reply(url, reply):
-    """Its body, whole. Raises invalid-response for one that is too large or broken off."""
+def parts_of(ctx, url, reply, most=float("inf")):
+    """The body as it arrives, no more bytes than that. Raises network-error, or invalid-response
+    where it breaks off."""
+    left, total = reply.length, 0  # None: it comes in chunks, or until the connection ends
     with reply:
-        room = bytearray(REPLY_BYTES + 1)  # the last is for what is too much
-        size = reply.readinto(room)  # read() would follow a chunk of -1 bytes to the end
-        if size > REPLY_BYTES:
-            raise bad_reply(url, f"sent more than {REPLY_BYTES} bytes")
-        if reply.length:  # what Content-Length promised beyond this
-            raise bad_reply(url, "broke off its reply")
-        return bytes(room[:size])
+        while left is None or left > 0:
+            try:
+                part = reply.read1(64 << 10 if left is None else min(left, 64 << 10))
+            except network_errors() as error:
+                raise network_trouble(ctx, url, error, began=True)
+            if not part:
+                break
+            left, total = left and left - len(part), total + len(part)
+            if total > most:
+                raise bad_reply(url, f"sent more than {most} bytes")
+            yield part
+    if left:
+        raise bad_reply(url, "broke off its reply")
 
 
 def send(ctx, method, url, body=None, key=None):
@@ -885,7 +893,8 @@ def send(ctx, method, url, body=None, key=None):
         body = json.dumps(body).encode("ascii")
     reply = open_reply(ctx, method, url, headers, body, key)
     try:
-        content = within(give_up - time.monotonic(), read_reply, url, reply)
+        parts = parts_of(ctx, url, reply, REPLY_BYTES)
+        content = within(give_up - time.monotonic(), b"".join, parts)
     except network_errors() as error:
         raise network_trouble(ctx, url, error, began=True)
     return reply.status, reply.headers, content
@@ -933,26 +942,6 @@ def parse_json(content):
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def parts_of(ctx, url, reply, most=float("inf")):
-    """The body as it arrives, no more bytes than that. Raises network-error, or invalid-response
-    where it breaks off."""
-    left, total = reply.length, 0  # None: it comes in chunks, or until the connection ends
-    with reply:
-        while left is None or left > 0:
-            try:
-                part = reply.read1(64 << 10 if left is None else min(left, 64 << 10))
-            except network_errors() as error:
-                raise network_trouble(ctx, url, error, began=True)
-            if not part:
-                break
-            left, total = left and left - len(part), total + len(part)
-            if total > most:
-                raise bad_reply(url, f"sent more than {most} bytes")
-            yield part
-    if left:
-        raise bad_reply(url, "broke off its reply")
 
 
 def is_json(content):
@@ -1171,8 +1160,8 @@ def revoke_stored(ctx, name):
     there is revoked already."""
     import copy  # lazy
 
-    alone, given_ones = copy.copy(ctx), ("SCRIPTO_API_KEY", "SCRIPTO_API_BASE_URL")
-    alone.env = {name: value for name, value in ctx.env.items() if name not in given_ones}
+    alone = copy.copy(ctx)
+    alone.env = dict(ctx.env, SCRIPTO_API_KEY="", SCRIPTO_API_BASE_URL="")
     target = resolve(alone, argparse.Namespace(profile=name, api_key=None, api_url=None))
     try:
         revoke(ctx, target, [key for key in keys_of(ctx, target) if key["current"]])
@@ -1349,8 +1338,8 @@ def request_of(ctx, args):
 
 def cmd_api(ctx, args):
     """The answer is the reply, as it comes; an error's, and what goes into JSON, is read first."""
-    method, path, headers, body = request_of(ctx, args)
     target = resolve(ctx, args)
+    method, path, headers, body = request_of(ctx, args)
     url = target.base_url + path
     reply = open_reply(ctx, method, url, headers, body, target.key)
     head = [head_of(reply)] if args.i else []
