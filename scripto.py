@@ -46,9 +46,11 @@ CODE_SECONDS = 10 * 60
 CODE_ATTEMPTS = 3
 LIVE_CODES = 2  # of an email, the newest: late mail does no harm
 DAY = 24 * 3600
-WRONG_LIMITS = (("wrong", 15, 15 * 60), ("wrong", 60, DAY))  # (event, how many, in seconds)
-EMAIL_LIMITS = {"wrong": WRONG_LIMITS, "request": (("request", 5, 15 * 60),) + WRONG_LIMITS}
-ADDRESS_LIMITS = {"wrong": (("wrong", 100, DAY),), "request": (("request", 300, DAY),)}
+GUESSES = (("email", "wrong", 15, 15 * 60), ("email", "wrong", 60, DAY))
+LIMITS = {  # what is asked for: (whose, event, how many, in seconds)
+    "wrong": GUESSES + (("address", "wrong", 100, DAY),),
+    "request": GUESSES + (("email", "request", 5, 15 * 60), ("address", "request", 300, DAY)),
+}
 READ_SECONDS = 10  # for a client to send its request, and to take the reply
 WRITE_SECONDS = 5  # to wait for another writer
 MAIL_SECONDS = 20  # for a whole delivery
@@ -121,10 +123,16 @@ def lacking(error):
 
 
 def bug(error):
+    """What, and in which lines of this file; in words of the system's and SQLite's only, which hold
+    nothing from outside."""
     import traceback  # lazy
 
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at line {place.lineno}"
+    sqlite3, words = sys.modules.get("sqlite3"), getattr(error, "strerror", None) or ""
+    if sqlite3 and isinstance(error, sqlite3.Error):
+        words = str(error)
+    lines = [str(place.lineno) for place in traceback.extract_tb(error.__traceback__)
+             if place.filename == bug.__code__.co_filename]
+    return f"{type(error).__name__} {words} at line {', '.join(lines)}".replace("  ", " ")
 
 
 # ---- Terminal -------------------------
@@ -151,6 +159,8 @@ def timestamp(seconds):
 
 def harmless(text):
     """Makes visible what could steer a terminal: escapes, line breaks, bidirectional marks."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -1363,6 +1373,9 @@ def cmd_api(ctx, args):
 # How the backend delivers: deliver(message, to) raises OSError, as smtplib's errors are, and
 # invalid-argument for an address that takes no mail. Without a message it only tries the way.
 
+# The others: an address that no header can hold; TLS that is not to be had here.
+MAIL_ERRORS = (OSError, ValueError, ScriptoError, ImportError)
+
 CODE_MAIL = """Your code to sign in to Scripto at {} is:
 
     {}
@@ -1565,10 +1578,11 @@ class Store:
             # Made by us, so that it is 0600 before SQLite writes; its side files follow suit.
             flags = os.O_RDWR | NONBLOCK | (os.O_CREAT if serving else 0)
             os.close(os.open(path, flags, 0o600))
-            self.file, self.db = self.identity(), self.connect(WRITE_SECONDS, "FULL")
+            self.file, self.db = os.stat(path), self.connect(WRITE_SECONDS, "FULL")
             with self.db:  # one view of it, and before the first change: it may not be ours
                 self.run("BEGIN")
-                self.version()
+                if self.version() < len(MIGRATIONS) and not serving:
+                    raise self.trouble("is an older scripto's", "run scripto serve on it, once")
             if serving:
                 os.chmod(path, 0o600)
                 self.run("PRAGMA journal_mode = WAL")
@@ -1584,10 +1598,6 @@ class Store:
 
     def trouble(self, what, hint):
         return blocked(f"The database {self.path} {what}.", hint)
-
-    def identity(self):
-        found = os.stat(self.path)
-        return found.st_dev, found.st_ino
 
     def connect(self, seconds, synchronous):
         import sqlite3  # lazy
@@ -1636,11 +1646,12 @@ class Store:
         return result
 
     def check(self):
-        """Raises unless both connections read, soon, and what they write is not lost at the end."""
+        """Raises unless both connections read, and from the file at its path: what goes into one
+        that was deleted is lost."""
         sql = "SELECT count(*) FROM secret"
         self.read(sql)
         self.hold(0.5, lambda: self.run(sql))
-        if self.identity() != self.file:
+        if not os.path.samestat(self.file, os.stat(self.path)):
             raise OSError(errno.ESTALE, "another database is in its place")
 
     def version(self):
@@ -1676,24 +1687,19 @@ class Store:
         self.run("DELETE FROM live WHERE id IN (SELECT id FROM live ORDER BY id LIMIT 50)"
                  " AND expires_at NOT BETWEEN ? AND ?", now, now + CODE_SECONDS)
 
-    def check_limits(self, column, subject, limits):
-        """Raises resource-exhausted until that email or address is within all of them."""
-        now, waits = time.time(), []
-        sql = (f"SELECT at FROM events WHERE {column} = ? AND kind = ? AND at > ?"
-               " ORDER BY at DESC LIMIT 1 OFFSET ?")
-        for kind, most, seconds in limits:
-            rows = self.run(sql, subject, kind, now - seconds, most - 1)
-            waits += [min(at, now) + seconds - now for at, in rows]
-        if waits:
-            shown = subject if column == "address" else self.code_hash(subject, "").hex()[:12]
-            raise too_many("attempts for this " + column, shown, max(waits))
-
-    def prepare(self, kind, email, address):
-        """What is done before anything about a code. Without an address, none is limited."""
-        self.sweep()
-        self.check_limits("email", email, EMAIL_LIMITS[kind])
-        if address:
-            self.check_limits("address", address, ADDRESS_LIMITS[kind])
+    def check_limits(self, kind, email, address):
+        """Raises resource-exhausted until both are within all limits; no address is within any."""
+        now, refusals = time.time(), []
+        for column, event, most, seconds in LIMITS[kind]:
+            subject = email if column == "email" else address
+            sql = (f"SELECT at FROM events WHERE {column} = ? AND kind = ? AND at > ?"
+                   " ORDER BY at DESC LIMIT 1 OFFSET ?")
+            rows = self.run(sql, subject, event, now - seconds, most - 1) if subject else []
+            refusals += [(min(at, now) + seconds - now, column) for at, in rows]
+        if refusals:
+            wait, column = max(refusals)
+            shown = address if column == "address" else self.code_hash(email, "").hex()[:12]
+            raise too_many("attempts for this " + column, shown, wait)
 
     def add_event(self, kind, email, address):
         self.run("INSERT INTO events (kind, email, address, at) VALUES (?, ?, ?, ?)",
@@ -1703,7 +1709,8 @@ class Store:
     def put_code(self, email, address, code):
         """Counts the request and stores its code, before any mail brings it; returns the event.
         New attempts for the code; those counted for the email stay."""
-        self.prepare("request", email, address)
+        self.sweep()
+        self.check_limits("request", email, address)
         # One more than are good: when this one's mail fails, all is as it was.
         self.run("DELETE FROM live WHERE email = ? AND id NOT IN"
                  " (SELECT id FROM live WHERE email = ? ORDER BY id DESC LIMIT ?)",
@@ -1725,7 +1732,8 @@ class Store:
         import hmac  # lazy
         import secrets
 
-        self.prepare("wrong", email, address)
+        self.sweep()
+        self.check_limits("wrong", email, address)
         now, entered = time.time(), self.code_hash(email, code)
         rows = self.run("SELECT hash, attempts FROM live WHERE email = ?"
                         " AND expires_at BETWEEN ? AND ? ORDER BY id DESC LIMIT ?",
@@ -1779,10 +1787,11 @@ class Store:
             " LEFT JOIN keys ON user_id = users.id GROUP BY users.id ORDER BY users.created_at")
 
     def delete_user(self, email):
-        """With all keys and live codes. What limits count stays."""
+        """With all keys and live codes; what limits count stays. False if there is none."""
         self.run("DELETE FROM live WHERE email = ?", email)
         self.run("DELETE FROM keys WHERE user_id IN (SELECT id FROM users WHERE email = ?)", email)
         self.run("DELETE FROM users WHERE email = ?", email)
+        return self.run("SELECT changes()") == [(1,)]
 
 
 # ---- Routes ---------------------------
@@ -1865,36 +1874,28 @@ def success(data):
     return 200, {"success": True, "data": data}, []
 
 
-def unsent():
-    return ScriptoError("internal", "The sign-in code could not be sent.", NEXT_RETRY)
-
-
-def deliver_code(backend, email, client):
-    """Its code is live before the mail can arrive. If that fails, all is as before; but a request
+def route_login_request(backend, request):
+    """The code is live before its mail can arrive. If that fails, all is as before; but a request
     for an address that takes no mail counts, or this would be a way to list mailboxes."""
     import secrets  # lazy
 
-    code, store = "%06d" % secrets.randbelow(10**6), backend.store
-    event = store.write(store.put_code, email, client, code)  # flushed: the mail promises it
-    try:
-        subject = f"{code} is your Scripto sign-in code"
-        text = CODE_MAIL.format(backend.public_url, code)
-        backend.deliver(compose(backend.sender, email, subject, text), email)
-    except (OSError, ValueError, ScriptoError, ImportError) as error:
-        # smtplib's are OSErrors; ValueError: an address no header can hold; the rest: no TLS here
-        refusal = getattr(error, "code", "") == "invalid-argument"
-        store.write(store.take_back, email, code, None if refusal else event)
-        status = getattr(error, "smtp_code", "")  # not its text, which may quote the address
-        backend.log(f"mail failed: {type(error).__name__} {status}")
-        raise error if refusal else unsent()
-
-
-def route_login_request(backend, request):
     _, email, client = backend.admit(request, "login-request")
+    code, store = "%06d" % secrets.randbelow(10**6), backend.store
+    unsent = ScriptoError("internal", "The sign-in code could not be sent.", NEXT_RETRY)
     if not backend.mails.acquire(blocking=False):  # a slow mail server leaves connections to others
-        raise unsent()
+        raise unsent
     try:
-        deliver_code(backend, email, client)
+        event = store.write(store.put_code, email, client, code)  # flushed: the mail promises it
+        try:
+            subject = f"{code} is your Scripto sign-in code"
+            text = CODE_MAIL.format(backend.public_url, code)
+            backend.deliver(compose(backend.sender, email, subject, text), email)
+        except MAIL_ERRORS as error:
+            refusal = getattr(error, "code", "") == "invalid-argument"
+            store.write(store.take_back, email, code, None if refusal else event)
+            status = getattr(error, "smtp_code", "")  # not its text, which may quote the address
+            backend.log(f"mail failed: {type(error).__name__} {status}")
+            raise error if refusal else unsent
     finally:
         backend.mails.release()
     return success({"ok": True, "email": email})
@@ -2036,7 +2037,7 @@ class Connections:
 
         self.backend, self.tls, self.behind_proxy = backend, tls, behind_proxy
         self.deadlines, self.clients, self.guard = {}, {}, threading.Lock()
-        self.stopping, self.signal, self.hung_up = False, None, False
+        self.stopping = False
 
     def get_request(self):
         try:
@@ -2139,7 +2140,7 @@ class RequestHandler:
             except Exception as error:
                 status = 503 if self.path == "/healthz" else 500
                 reply = ScriptoError("internal", "The backend failed.", NEXT_RETRY, status).reply()
-                note = " fault: " + fault(error)
+                note = " fault: " + bug(error)
             method = self.method if re.match(r"[A-Z]{3,7}\Z", self.method) else "-"
             path = pattern_of(self.path) or "-"
             backend.log(f"{self.address()} {method} {path} {reply[0]}{note}")
@@ -2157,7 +2158,7 @@ class RequestHandler:
         if length is None or len(self.body) < length:
             return False
         closing = "close" in self.headers.get("Connection", "").lower()
-        self.keep = self.version == b"1" and not closing and not self.server.stopping
+        self.keep = self.persistent and not closing and not self.server.stopping
         return self.server.expect(self.connection, FOREVER)
 
     def read_head(self):
@@ -2178,8 +2179,9 @@ class RequestHandler:
         words = re.match(rb"([!-~]+) ([!-~]+) HTTP/1\.([01])\r?\Z", first)
         if not words or line not in (b"\r\n", b"\n") or re.search(rb"\r(?!\n)|\0", head):
             raise refused("The request is not valid HTTP/1.1.", NEXT_GUIDE)
-        self.method, target, self.version = words.group(1).decode(), words.group(2), words.group(3)
-        self.path = re.sub("(?i)^https?://[^/?]*", "", target.decode()).partition("?")[0]
+        self.method, target, minor = (word.decode() for word in words.groups())
+        self.path = re.sub("(?i)^https?://[^/?]*", "", target).partition("?")[0]
+        self.persistent = minor == "1"
         try:
             self.headers = http.client.parse_headers(io.BytesIO(rest))
         except http.client.HTTPException:
@@ -2192,7 +2194,7 @@ class RequestHandler:
         if "Transfer-Encoding" in self.headers:
             raise refused("A body has to come with its length, not in chunks.", NEXT_GUIDE, 501)
         plain = len(lengths) == 1 and re.match(r"[0-9]{1,9}\Z", lengths[0])
-        if self.headers.defects or not plain or hosts > 1 or hosts < int(self.version):
+        if self.headers.defects or not plain or hosts > 1 or (self.persistent and not hosts):
             raise refused("The header is malformed.", NEXT_GUIDE)
         if int(lengths[0]) > BODY_BYTES:
             raise refused(f"The body is larger than {BODY_BYTES} bytes.", NEXT_GUIDE, 413)
@@ -2202,12 +2204,11 @@ class RequestHandler:
 
     def address(self):
         """As the nearest proxy saw it, without a port, if there is said to be a proxy."""
-        proxied = self.server.behind_proxy and self.headers
-        hops = self.headers.get_all("X-Forwarded-For", []) if proxied else []
-        ip = "[0-9A-Fa-f.:]{2,45}"
-        form = rf"([0-9.]+):\d+|\[({ip})\](?::\d+)?|({ip})"
-        match = re.fullmatch(form, ",".join(hops).rpartition(",")[2].strip())
-        return next(filter(None, match.groups())) if match else self.client_address[0]
+        match = None
+        if self.server.behind_proxy and self.headers:
+            last = ",".join(self.headers.get_all("X-Forwarded-For", [])).rpartition(",")[2].strip()
+            match = re.match(r"([0-9.]+):\d+\Z|\[?([0-9A-Fa-f.:]{2,45})(?:\](?::\d+)?)?\Z", last)
+        return match.group(1) or match.group(2) if match else self.client_address[0]
 
     def send(self, status, body, headers):
         """The reply in one piece, so that it is one packet if it fits."""
@@ -2237,20 +2238,13 @@ class RequestHandler:
                 break
 
 
-def fault(error):
-    """What and where; in words only those of SQLite and the system, which hold no values."""
-    import sqlite3  # lazy
-    import traceback
-
-    words = str(error) if isinstance(error, sqlite3.Error) else getattr(error, "strerror", "")
-    lines = [str(place.lineno) for place in traceback.extract_tb(error.__traceback__)
-             if place.filename == fault.__code__.co_filename]
-    return f"{type(error).__name__} {words} at lines {' '.join(lines)}"
-
-
 def make_server(host, port):
-    import socket  # lazy
+    import http.client  # noqa: F401  lazy; some for requests, while there are descriptors left
+    import json  # noqa: F401
+    import secrets  # noqa: F401
+    import socket
     import socketserver
+    import traceback  # noqa: F401
 
     class Handler(RequestHandler, socketserver.StreamRequestHandler):
         pass
@@ -2291,86 +2285,63 @@ def backend_for(ctx, args, host):
     sender = "scripto@" + origin_of(args.public_url or "http://localhost")[1]
     sender = args.mail_from or (sender if is_email(sender) else "scripto@localhost")
     rules = {rule.lower() for rule in args.allow or ()}
-    addresses = [("--mail-from", sender), ("--test-mail", args.test_mail or sender)]
+    addresses = [("--mail-from", sender), ("--test-mail", args.test_mail)]
     for flag, text in addresses + [("--allow", re.sub("^@", "x@", rule)) for rule in rules]:
-        if not is_email(text):
+        if text is not None and not is_email(text):
             raise refused(f"'{readable(text)[:80]}' is no address.", f"pass another {flag}")
     deliver = delivery_for(ctx, args.mail or "console", host, sender)
     return Backend(ctx, deliver, sender, rules, rate_limit)
 
 
-def send_test_mail(backend, to):
-    """Without an address it only tries the way there."""
+def try_mail(backend, to):
+    """One mail, or without an address only the way there. Returns what is wrong, if anything."""
+    mail = compose(backend.sender, to, "A test of Scripto's mail", "It arrived.\n")
     try:
-        mail = compose(backend.sender, to, "A test of Scripto's mail", "It arrived.\n")
         backend.deliver(mail if to else None, to)
-    except (OSError, ValueError) as error:
-        text = f"Mail does not go: {type(error).__name__}, {error}."
-        raise ScriptoError("internal", text, "mend that, or pass another --mail")
+    except MAIL_ERRORS as error:
+        return f"Mail does not go: {type(error).__name__}, {error}."
+
+
+def send_test_mail(backend, to):
+    trouble = try_mail(backend, to)
+    if trouble:
+        raise ScriptoError("internal", trouble, "mend that, or pass another --mail")
     return {"ok": True, "to": to}, [f"✓ A mail to {to} is on its way"]
 
 
-def try_mail(backend):
-    try:
-        send_test_mail(backend, "")
-    except (ScriptoError, ImportError) as error:
-        backend.log(str(error))
-
-
-def public_url_of(args, url, address):
-    """How clients come to what listens there."""
-    import socket  # lazy
-
-    if address in ("0.0.0.0", "::"):  # which is none to come to
-        try:
-            name = socket.gethostname().lower().encode("idna").decode()
-        except UnicodeError:
-            name = "localhost"
-        url = re.sub("//.*:", f"//{name}:", url)
-    return args.public_url or url
-
-
-def introduce(ctx, url):
+def introduce(ctx, backend):
+    """Beside what is served: a mail server takes its time."""
+    url = backend.public_url
     if url.startswith("http:") and not is_loopback(origin_of(url)[1].strip("[]")):
         warn(ctx, "clients refuse plain http beyond loopback: serve https, or say by --public-url"
                   " where a web server in front does")
     if is_terminal(ctx.stderr):
         say(ctx, f"{NEXT_SIGN_IN} --api-url {url}")
-
-
-def catch_signals(server):
-    """No Event: its lock would be waited for by a handler that interrupts its holder."""
-    import signal  # lazy
-
-    def note(number, _):
-        if number == getattr(signal, "SIGHUP", None):
-            server.hung_up = True
-        else:
-            server.signal = number
-
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # Windows has the last, for Ctrl-Break
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), note)
+    trouble = try_mail(backend, "")
+    if trouble:
+        backend.log(trouble)
 
 
 def start_command(ctx, args, url):
-    """For it, this is the backend. Its umask is the one that this program was started with."""
+    """For it, this is the backend. It has the umask that this program was started with."""
     import subprocess  # lazy
 
-    env, umask = dict(ctx.env, SCRIPTO_API_BASE_URL=url), lambda: os.umask(ctx.umask)
+    env = dict(ctx.env, SCRIPTO_API_BASE_URL=url)
     kind, _, folder = args.mail.partition(":")
     if kind == "maildir":
         env["SCRIPTO_CODE_FROM"] = "maildir:" + os.path.abspath(os.path.expanduser(folder))
+    own = os.umask(ctx.umask)
     try:
-        more = {"preexec_fn": umask} if os.name == "posix" else {}
-        return subprocess.Popen(args.command, env=env, **more)
+        return subprocess.Popen(args.command, env=env)
     except (OSError, ValueError) as error:
         text = f"'{readable(args.command[0])}' cannot be run: {error}."
         raise refused(text, "look at the command behind --")
+    finally:
+        os.umask(own)
 
 
 def ended(process):
-    """The exit status, as a shell has it, None while it runs. Waits a moment."""
+    """The exit status, as a shell has it, or None. Waits a moment."""
     import subprocess  # lazy
 
     try:
@@ -2380,50 +2351,67 @@ def ended(process):
         return None
 
 
-def wait_for_end(ctx, args, server, process):
-    """Returns the exit status. With a command, that gets the signals: all but the Ctrl-C of a
-    terminal, which reaches it anyway, as all of them do on Windows."""
+def caught_signals():
+    """Those that are still to be heeded, in a list that grows. No queue: its lock would be waited
+    for by a handler that interrupts its holder."""
+    import signal  # lazy
+
+    signals = []
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # the last is Windows' Ctrl-Break
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, _: signals.append(number))
+    return signals
+
+
+def wait_for_end(ctx, args, server, process, signals):
+    """Returns the exit status. A command gets the signals: all but a terminal's Ctrl-C, which
+    reaches it anyway, as all of them do on Windows. SIGHUP renews the certificate."""
+    import signal  # lazy
+
     status = None
     while status is None:
-        if process:
-            status = ended(process)
-        else:
-            time.sleep(0.2)
-        if server.hung_up:
-            server.hung_up = False
-            try:
-                server.tls = tls_context(args)
-            except ScriptoError as error:
-                server.backend.log("the old one stays. " + error.message)
-        number, server.signal = server.signal, None
-        if number and not process:
-            status = 0
-        elif number and os.name == "posix" and not (number == 2 and is_terminal(ctx.stdin)):
-            process.send_signal(number)
+        status = ended(process) if process else time.sleep(0.2)
+        while signals:
+            number = signals.pop(0)
+            if number == getattr(signal, "SIGHUP", None):
+                try:
+                    server.tls = tls_context(args)
+                except ScriptoError as error:
+                    server.backend.log("the old one stays. " + error.message)
+            elif not process:
+                status = 0
+            elif os.name == "posix" and not (number == signal.SIGINT and is_terminal(ctx.stdin)):
+                process.send_signal(number)
     return status
 
 
 def serve(ctx, args):
-    import threading  # lazy
+    import socket  # lazy
+    import threading
 
     host, port = args.host or "127.0.0.1", check_number(args.port or "8787", "--port", 65535)
     backend = backend_for(ctx, args, host)
-    if args.test_mail:
+    if args.test_mail is not None:
         return send_test_mail(backend, args.test_mail)
-    tls = tls_context(args)
-    backend.store = Store(ctx, args.db)
-    server, where = make_server(host, port), f"[{host}]" if ":" in host else host
+    tls, backend.store = tls_context(args), Store(ctx, args.db)
+    server = make_server(host, port)
     server.start(backend, tls, args.behind_proxy)
-    url = f"{'https' if tls else 'http'}://{where}:{server.server_address[1]}"
-    backend.public_url = public_url_of(args, url, server.server_address[0])
+    form = f"{'https' if tls else 'http'}://%s:{server.server_address[1]}"
+    url = reached = form % (f"[{host}]" if ":" in host else host)
+    if server.server_address[0] in ("0.0.0.0", "::"):  # which nobody can come to
+        reached = form % socket.gethostname().lower().encode("idna").decode()
+    backend.public_url = args.public_url or reached
     backend.source = own_source(backend.public_url)
-    catch_signals(server)
+    signals = caught_signals()
     show(ctx, {"url": url, "publicUrl": backend.public_url}, ["listening on " + url])
-    introduce(ctx, backend.public_url)
-    process = start_command(ctx, args, backend.public_url) if args.command else None
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    threading.Thread(target=try_mail, args=[backend], daemon=True).start()
-    status = wait_for_end(ctx, args, server, process)
+    mailing = threading.Thread(target=introduce, args=[ctx, backend], daemon=True)
+    mailing.start()
+    process = None
+    if args.command:
+        mailing.join(1)  # a Maildir is there by then
+        process = start_command(ctx, args, backend.public_url)
+    status = wait_for_end(ctx, args, server, process, signals)
     server.finish()
     backend.store.close()
     return status
@@ -2445,16 +2433,12 @@ def cmd_serve(ctx, args):
         return serve(ctx, args)
 
 
-def users_of(ctx, args):
-    """(store, rows for JSON), beside a running server or without; makes no database."""
-    store = Store(ctx, args.db, serving=False)
-    return store, [{"email": email, "id": user_id, "createdAt": timestamp(since),
-                    "lastUsedAt": timestamp(used), "keys": keys}
-                   for email, user_id, since, used, keys in store.users()]
-
-
 def cmd_users(ctx, args):
-    store, rows = users_of(ctx, args)
+    """Beside a running server, or without."""
+    store = Store(ctx, args.db, serving=False)
+    rows = [{"email": email, "id": user_id, "createdAt": timestamp(since),
+             "lastUsedAt": timestamp(used), "keys": keys}
+            for email, user_id, since, used, keys in store.users()]
     store.close()
     lines = [f"{row['email']:32}  {row['id']}  since {row['createdAt']}  last use"
              f" {row['lastUsedAt'] or 'never'}  keys {row['keys']}" for row in rows]
@@ -2465,13 +2449,13 @@ def cmd_users_remove(ctx, args):
     email = readable(args.email or "").lower()
     if not email:
         raise refused("The email is missing.", "Pass <email> to: scripto users remove")
-    store, rows = users_of(ctx, args)
-    if email not in [row["email"] for row in rows]:
+    store = Store(ctx, args.db, serving=False)
+    confirm(ctx, args, f"Remove {email}, with every key?", "users remove")
+    known = store.write(store.delete_user, email)
+    store.close()
+    if not known:
         hint = "see who has with: scripto users list"
         raise ScriptoError("not-found", f"Nobody has signed up as '{email[:EMAIL_LENGTH]}'.", hint)
-    confirm(ctx, args, f"Remove {email}, with every key?", "users remove")
-    store.write(store.delete_user, email)
-    store.close()
     return {"removed": email}, [f"✓ Removed: {email}, with every key"]
 
 

@@ -92,7 +92,7 @@ NEEDS = [  # (what is missing, as which name it is told, a command that cannot d
     ("_ssl", "ssl", SERVE + " --mail smtps://127.0.0.1:1"),
     ("sqlite3", "sqlite3", SERVE),
     ("_sqlite3", "sqlite3", SERVE),
-    ("http.server", "http.server", SERVE),
+    ("socketserver", "socketserver", SERVE),
     ("http.client", "http.client", "whoami --api-key K" + HTTP),
     ("urllib.request", "urllib.request", "whoami --api-key K" + HTTP),
     ("json", "json", "use"),
@@ -278,3 +278,32 @@ def test_no_module_is_taken_from_the_folder_of_the_file(scripto, tmp_path):
         (folder / (name + ".py")).write_text("open(%r, 'w')" % str(folder / "pwned"))
     run = scripto.run("config", "set", "--api-key", KEY, program=program, cwd=str(folder))
     assert run.status == 0 and not (folder / "pwned").exists(), run.err
+
+
+# ---- What is loaded -----------------------------------------------------------
+
+NETWORK = {"http.client", "urllib.request", "socket", "ssl", "email.message", "threading"}
+SERVING = {"http.server", "socketserver", "sqlite3", "smtplib", "mailbox", "hmac", "secrets",
+           "subprocess", "tempfile"}  # fmt: skip
+LOCAL = ["--version", "--help", "use", "config show", "config set --api-key K", "auth token",
+         "config clear --yes", "logout"]  # fmt: skip
+
+
+def loaded(newest, words, **more):
+    """The modules that a run loads, by the interpreter's own account."""
+    words = words.replace("K", KEY).split()
+    run = newest.run(*words, flags=("-X", "importtime"), **more)
+    return {line.rpartition("|")[2].strip() for line in run.err.splitlines() if "|" in line}
+
+
+@pytest.mark.parametrize("words", LOCAL)
+def test_a_local_command_loads_nothing_of_the_network_or_the_backend(newest, words):
+    newest.run("config", "set", "--api-key", KEY)
+    modules = loaded(newest, words)
+    assert "argparse" in modules and modules & (NETWORK | SERVING) == set()
+
+
+def test_whoami_loads_nothing_of_the_backend(newest, raw_server):
+    env = {"SCRIPTO_API_BASE_URL": raw_server(USER).url}
+    modules = loaded(newest, "whoami --api-key K", env=env)
+    assert "http.client" in modules and modules & SERVING <= {"tempfile"}  # which urllib loads

@@ -1,0 +1,313 @@
+"""What who runs a backend has: `users`, `--allow`, `serve -- COMMAND`, and what is said at the
+start."""
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import sys
+
+import pytest
+from conftest import PROGRAM, wait_until
+from test_backend import (
+    ME,
+    YOU,
+    ask,
+    code_after_asking,
+    enter,
+    get,
+    is_accepted,
+    keys_of,
+    rows,
+)
+
+# ---- users --------------------------------------------------------------------
+
+
+def users(scripto, backend, *words):
+    return scripto.run("users", *words, "--db", str(backend.db), "--json")
+
+
+@pytest.mark.parametrize("words", [[], ["list"]])
+def test_users_are_listed_while_the_server_runs(backend, scripto, words):
+    assert users(scripto, backend, *words).data == {"users": []}
+    first = backend.mint(YOU)
+    backend.mint(YOU)
+    assert is_accepted(backend, first["apiKey"])
+    backend.mint("me@example.com")
+    one, two = users(scripto, backend, *words).data["users"]
+    assert (one["email"], one["id"], one["keys"]) == (YOU, first["userId"], 2)
+    assert (two["email"], two["keys"], two["lastUsedAt"]) == ("me@example.com", 1, None)
+    for stamp in (one["createdAt"], one["lastUsedAt"], two["createdAt"]):
+        assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z", stamp)
+    assert set(one) == {"email", "id", "createdAt", "lastUsedAt", "keys"}
+
+
+def test_users_has_a_form_for_people(backend, scripto):
+    assert scripto.run("users", "--db", str(backend.db)).out == "Nobody has signed up yet.\n"
+    backend.mint(YOU)
+    (line,) = scripto.run("users", "--db", str(backend.db)).out.splitlines()
+    assert YOU in line and "keys 1" in line
+
+
+def test_who_is_removed_goes_with_keys_and_code_and_nobody_else(backend, scripto):
+    mine, other = backend.mint(YOU)["apiKey"], backend.mint("me@example.com")["apiKey"]
+    code, theirs = code_after_asking(backend), code_after_asking(backend, "me@example.com")
+    data = users(scripto, backend, "remove", "YOU@example.com", "--yes").data
+    assert data["removed"] == YOU
+    assert not is_accepted(backend, mine) and enter(backend, code).status == 400
+    assert is_accepted(backend, other) and enter(backend, theirs, "me@example.com").status == 200
+    assert [user["email"] for user in users(scripto, backend).data["users"]] == ["me@example.com"]
+
+
+def test_removing_forgives_nothing(backend, scripto):
+    backend.mint(YOU)
+    before = rows(backend, "events")
+    users(scripto, backend, "remove", YOU, "--yes").data
+    assert rows(backend, "events") == before
+    assert [ask(backend).status for _ in range(5)] == [200] * 4 + [429]
+
+
+REFUSED = {
+    "nobody has that email": (["remove", "no@example.com", "--yes"], "not-found", 1),
+    "no terminal to ask at": (["remove", YOU], "invalid-argument", 2),
+    "no email": (["remove", "--yes"], "invalid-argument", 2),
+    "what is no command": (["ban", YOU], "invalid-argument", 2),
+}
+
+
+@pytest.mark.parametrize("words, code, status", REFUSED.values(), ids=REFUSED)
+def test_what_users_refuses(backend, scripto, words, code, status):
+    key = backend.mint(YOU)["apiKey"]
+    result = users(scripto, backend, *words)
+    assert (result.error["code"], result.status) == (code, status)
+    assert result.error["nextAction"] and is_accepted(backend, key)
+
+
+@pytest.mark.parametrize("words", [["list"], ["remove", YOU, "--yes"]])
+def test_a_database_that_is_not_there_is_not_made(scripto, tmp_path, words):
+    result = scripto.run("users", *words, "--db", str(tmp_path / "none"), "--json")
+    assert (result.error["code"], result.status) == ("failed-precondition", 1)
+    assert not list(tmp_path.glob("none*"))
+    assert scripto.run("users", *words, "--json").error["code"] == "failed-precondition"
+    assert not (scripto.home / ".local").exists()
+
+
+def at_terminal(scripto, words, typed=b"", env=None):
+    """Runs it with a terminal for all three streams; returns (status, what was shown)."""
+    master, slave = pty.openpty()
+    process = scripto.start(*words, stdin=slave, stdout=slave, stderr=slave, env=env)
+    os.close(slave)
+    os.write(master, typed)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the other side is closed
+        while select.select([master], [], [], 20)[0]:
+            shown += os.read(master, 65536)
+            if b"listening" in shown and b"sign in" in shown:
+                break
+    if process.poll() is None and b"listening" in shown:
+        process.terminate()
+    status = process.wait(20)
+    os.close(master)
+    return status, shown.decode()
+
+
+@pytest.mark.parametrize("typed, status", [(b"n\n", 130), (b"y\n", 0)])
+def test_removing_asks_at_a_terminal(backend, scripto, typed, status):
+    key = backend.mint(YOU)["apiKey"]
+    ended, shown = at_terminal(scripto, ["users", "remove", YOU, "--db", str(backend.db)], typed)
+    assert (ended, YOU in shown) == (status, True)
+    assert is_accepted(backend, key) is bool(status)
+
+
+# ---- --allow ------------------------------------------------------------------
+
+BOSS, GUEST = "boss@example.com", "guest@example.org"
+
+
+def test_who_is_not_allowed_gets_no_code(start_backend, scripto):
+    backend = start_backend("--allow", "@Example.com", "--allow", GUEST)
+    for address in (BOSS, "BOSS@EXAMPLE.COM", GUEST):
+        assert ask(backend, address).status == 200
+    before = len(backend.mails())
+    for address in ("x@example.org", "x@sub.example.com", "x@notexample.com", "x@example.com.org"):
+        reply = ask(backend, address)
+        assert reply.error == (403, "permission-denied")
+        assert reply.value["error"]["nextAction"] == (
+            "ask the operator of %s to allow it, or use another email" % backend.url
+        )
+        assert enter(backend, "123456", address).error == (403, "permission-denied")
+    assert len(backend.mails()) == before
+    words = ["auth", "login-request", "--email", "x@b.org", "--api-url", backend.url, "--json"]
+    result = scripto.run(*words)
+    assert (result.status, result.error["code"]) == (1, "permission-denied")
+
+
+def test_keys_of_who_is_no_longer_allowed_are_dead_while_that_lasts(start_backend):
+    backend = start_backend()
+    boss, guest = backend.mint(BOSS), backend.mint(GUEST)
+    code = code_after_asking(backend, GUEST)
+    backend.stop()
+    backend.flags = ("--allow", "@example.com")
+    backend.start()
+    assert is_accepted(backend, boss["apiKey"])
+    refusal = get(backend, ME, guest["apiKey"])
+    assert (refusal.status, refusal.value) == (401, {"error": "Unauthorized"})
+    assert get(backend, "/api/keys", guest["apiKey"]).error == (401, "unauthenticated")
+    path = "/api/keys/" + guest["keyId"]
+    assert get(backend, path, guest["apiKey"], "DELETE").error == (401, "unauthenticated")
+    assert enter(backend, code, GUEST).error == (403, "permission-denied")
+    backend.stop()
+    backend.flags = ()
+    backend.start()
+    assert len(keys_of(backend, guest["apiKey"])) == 1
+
+
+BAD_FLAGS = {
+    "a rule that is only a name": ["--allow", "example.com"],
+    "a rule of nothing": ["--allow", "@"],
+    "a rule with a pattern": ["--allow", "@*.example.com,x"],
+    "a sender that is none": ["--mail-from", "the door"],
+    "a port too high": ["--port", "70000"],
+    "a port that is none": ["--port", "http"],
+    "nobody to send a test to": ["--test-mail", "you"],
+}
+
+
+@pytest.mark.parametrize("flags", BAD_FLAGS.values(), ids=BAD_FLAGS)
+def test_bad_flags_are_refused_before_anything_is_made(scripto, tmp_path, flags):
+    result = scripto.run("serve", "--db", str(tmp_path / "db"), *flags, "--json")
+    assert (result.status, result.error["code"]) == (2, "invalid-argument")
+    assert flags[0] in result.error["nextAction"] and not list(tmp_path.glob("db*"))
+
+
+# ---- What is said at the start ------------------------------------------------
+
+
+def test_a_terminal_is_told_how_to_sign_in(scripto):
+    status, shown = at_terminal(scripto, ["serve", "--port", "0"])
+    url = re.search(r"listening on (\S+)", shown).group(1)
+    hint = "sign in with: scripto auth login-request --email <your-email> --api-url " + url
+    assert hint in shown and "refuse" not in shown
+
+
+@pytest.mark.parametrize("flags, warned", [
+    (["--host", "0.0.0.0"], True),
+    (["--public-url", "https://door.example"], False),
+    ([], False),
+])  # fmt: skip
+def test_plain_http_beyond_loopback_is_warned_of(start_backend, flags, warned):
+    backend = start_backend(*flags)
+    if warned:
+        wait_until(lambda: "plain http" in backend.log(), what="a warning")
+    get(backend, "/healthz")  # with a line in the log, behind what is said at the start
+    assert ("plain http" in backend.log()) is warned
+
+
+def test_where_it_listens_everywhere_clients_are_told_a_name(scripto, tmp_path):
+    words = ["serve", "--host", "0.0.0.0", "--port", "0", "--mail", "maildir:%s" % tmp_path]
+    process = scripto.start(*words, "--db", str(tmp_path / "db"), "--json")
+    data = json.loads(process.stdout.readline().decode())["data"]
+    process.kill()
+    process.communicate()
+    assert "0.0.0.0" in data["url"] and "0.0.0.0" not in data["publicUrl"]
+    assert socket.gethostname().lower() in data["publicUrl"]
+
+
+# ---- serve -- COMMAND ---------------------------------------------------------
+
+SIGN_IN = """
+set -e
+scripto() { "$PYTHON" "$PROGRAM" "$@"; }
+scripto auth login-request --email you@example.com
+code=$(sed -n 's/^Subject: \\([0-9]*\\) .*/\\1/p' "${SCRIPTO_CODE_FROM#maildir:}"/new/*)
+scripto auth login-complete --email you@example.com --code $code
+scripto whoami
+"""
+
+
+def beside(scripto, *command, **more):
+    """Runs `serve -- COMMAND`."""
+    env = {"PYTHON": scripto.python, "PROGRAM": PROGRAM}
+    return scripto.run("serve", "--", *command, env=env, **more)
+
+
+def test_a_command_finds_a_backend_of_its_own(scripto, tmp_path):
+    """And nothing of it is left."""
+    there = 'test -d "${SCRIPTO_CODE_FROM#maildir:}/new" && '
+    assert beside(scripto, "sh", "-c", there + "exit 9").status == 9
+    result = beside(scripto, "sh", "-c", SIGN_IN + "env")
+    assert result.status == 0 and "Signed in as you@example.com" in result.out
+    assert result.out.startswith("listening on http://127.0.0.1:")
+    url, source = (re.search("(?m)^%s=(.*)$" % name, result.out).group(1)
+                   for name in ("SCRIPTO_API_BASE_URL", "SCRIPTO_CODE_FROM"))  # fmt: skip
+    assert url == result.out.split()[2]
+    folder = source[len("maildir:") :]
+    assert os.path.isabs(folder) and not os.path.exists(os.path.dirname(folder))
+    assert not (scripto.home / ".local").exists()
+
+
+def test_flags_say_where_its_things_are(scripto, tmp_path):
+    words = ["--db", str(tmp_path / "db"), "--mail", "maildir:post"]
+    result = scripto.run("serve", *words, "--", "sh", "-c", "echo $SCRIPTO_CODE_FROM",
+                         cwd=str(tmp_path))  # fmt: skip
+    assert result.out.splitlines()[1] == "maildir:%s" % (tmp_path / "post")
+    assert (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize("command, status", [
+    ("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137),
+])  # fmt: skip
+def test_it_ends_as_the_command_did(scripto, command, status):
+    assert beside(scripto, "sh", "-c", command).status == status
+
+
+def test_what_stands_behind_is_the_command_s_alone(scripto):
+    words = ["echo", "--json", "--version", "--help", "-h", "--port", "1", "--"]
+    result = beside(scripto, *words)
+    assert result.out.splitlines()[1] == " ".join(words[1:])
+    assert scripto.run("serve", "--json", "--", "true").out.startswith('{"success": true')
+
+
+@pytest.mark.parametrize("command", ["/nonexistent/command", ""])
+def test_a_command_that_is_none_is_refused(scripto, command):
+    result = beside(scripto, command)
+    assert result.status == 2 and result.err.startswith("✗ ")
+
+
+def test_other_commands_take_nothing_behind(scripto):
+    assert scripto.run("config", "show", "--", "x", "--json").status == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_go_to_the_command_and_no_process_is_left(scripto, number):
+    """It may take its time to end, and decides how."""
+    script = (
+        "import os, signal, sys, time\n"
+        "def end(number, _): time.sleep(0.5); print('got', number, flush=True); sys.exit(5)\n"
+        "for number in (2, 15): signal.signal(number, end)\n"
+        "print('pid', os.getpid(), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    process = scripto.start("serve", "--", sys.executable, "-c", script)
+    process.stdout.readline()
+    pid = int(process.stdout.readline().split()[1])
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 5 and out.split() == [b"got", b"%d" % number]
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_the_command_has_the_umask_that_it_was_given(scripto, tmp_path):
+    umask = os.umask(0o027)
+    try:
+        beside(scripto, "sh", "-c", "umask; touch made", cwd=str(tmp_path))
+    finally:
+        os.umask(umask)
+    assert oct((tmp_path / "made").stat().st_mode & 0o777) == "0o640"
+
+

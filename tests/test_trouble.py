@@ -1,0 +1,609 @@
+"""The embedded backend in trouble: floods, a slow mail server, a locked database, a full disk,
+nobody who reads its log. All on loopback, and bounded in time and number."""
+import concurrent.futures
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import threading
+import time
+
+import pytest
+from conftest import PROGRAM, Scripto, wait_until, wrong_code
+from test_backend import (  # noqa: F401  some are fixtures
+    COMPLETE,
+    DAY,
+    FORWARDED,
+    LOCKED,
+    ME,
+    QUARTER,
+    REQUEST,
+    WRONG,
+    YOU,
+    age,
+    answers_at_once,
+    ask,
+    at_once,
+    can_connect,
+    certificate,
+    code_after_asking,
+    connect,
+    enter,
+    get,
+    guess_wrong,
+    held_up,
+    is_accepted,
+    lock,
+    mail_server,
+    raw,
+    read_all,
+    rows,
+    statuses,
+    tls,
+)
+
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@contextlib.contextmanager
+def within(seconds):
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < seconds
+
+
+def peak_memory(backend):
+    """In MB."""
+    path = "/proc/%d/status" % backend.process.pid
+    if not os.path.exists(path):
+        pytest.skip("no /proc to see memory in")
+    with open(path) as file:
+        return int(re.search(r"VmHWM:\s+(\d+) kB", file.read()).group(1)) / 1024
+
+
+def execute(backend, sql, *values):
+    with contextlib.closing(sqlite3.connect(str(backend.db), timeout=10)) as db, db:
+        return db.execute(sql, values).fetchall()
+
+
+@contextlib.contextmanager
+def locked(backend):
+    """Another program is in the middle of a write."""
+    with contextlib.closing(sqlite3.connect(str(backend.db), isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        db.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def full_disk(backend):
+    """No file that it writes can get any larger, or be written at all."""
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("no prlimit to fill a disk with")
+    usual = resource.prlimit(backend.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(backend.process.pid, resource.RLIMIT_FSIZE, (1, usual[1]))
+    yield
+    resource.prlimit(backend.process.pid, resource.RLIMIT_FSIZE, usual)
+
+
+# ---- Memory and places --------------------------------------------------------
+
+
+def flood(backend):
+    """Headers without end, until it has enough."""
+    with contextlib.suppress(OSError), connect(backend, b"GET / HTTP/1.1\r\n") as connection:
+        for number in range(64):
+            connection.sendall(b"X-%d: %s\r\n" % (number, b"y" * 65000))
+
+
+def test_a_flood_of_headers_takes_no_memory(backend):
+    at_once(*[lambda: flood(backend)] * 100)
+    assert answers_at_once(backend) and peak_memory(backend) < 64
+
+
+def test_all_of_it_at_once(start_backend, mail_server):  # noqa: F811
+    """And guarded pages stay up."""
+    server = mail_server()
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port)
+    assert ask(backend).status == 200
+    code = re.search(r"Subject: (\d{6})", server.arrived[-1]).group(1)
+    key = enter(backend, code).value["data"]["apiKey"]
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(120))
+        stack.enter_context(held_up(server))
+        held = [pool.submit(ask, backend, "%d@example.com" % n) for n in range(20)]
+        wait_until(lambda: len(server.arrived) == 21, what="mails under way")
+        stack.enter_context(locked(backend))
+        stack.enter_context(full_disk(backend))
+        for number in range(40):
+            pool.submit(flood, backend)
+            pool.submit(enter, backend, "%06d" % number)
+        for _ in range(20):
+            with within(1):
+                assert is_accepted(backend, key)
+            with within(1):
+                assert get(backend, "/healthz").status in (200, 503)
+        server.go_on.set()
+    assert {each.result().status for each in held} <= {200, 500} and peak_memory(backend) < 64
+
+
+def from_address(backend, address):
+    return socket.create_connection(("127.0.0.1", int(backend.port)), 30, (address, 0))
+
+
+def test_one_address_takes_its_own_places_only(backend):
+    """Who came before from somewhere else stays, however many come."""
+    try:
+        early = from_address(backend, "127.0.0.2")
+    except OSError:
+        pytest.skip("loopback has one address here")
+    with contextlib.ExitStack() as stack:
+        for _ in range(600):
+            stack.enter_context(connect(backend))
+        early.sendall(HEALTHZ)
+        early.shutdown(socket.SHUT_WR)
+        assert statuses(read_all(early)) == [200]
+
+
+def test_when_descriptors_run_out_it_makes_room(start_backend, monkeypatch):
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, usual[1]))
+    try:
+        backend = start_backend()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(connect(backend))
+        assert answers_at_once(backend) and answers_at_once(backend)
+
+
+# ---- Mail ---------------------------------------------------------------------
+
+
+def test_a_slow_mail_server_takes_few_places(start_backend, mail_server):  # noqa: F811
+    """Who comes when too many mails are under way is told at once, and it costs nothing."""
+    server = mail_server()
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port)
+    with concurrent.futures.ThreadPoolExecutor(32) as pool, held_up(server):
+        held = [pool.submit(ask, backend, "%d@example.com" % n) for n in range(32)]
+        wait_until(lambda: len(server.arrived) == 32, what="mails under way")
+        with within(5):
+            replies = [ask(backend) for _ in range(7)]
+        assert {reply.error for reply in replies} == {(500, "internal")}
+        assert replies[0].value["error"]["nextAction"] == "retry shortly"
+        assert answers_at_once(backend) and not any(each.done() for each in held)
+        server.go_on.set()
+        assert {each.result().status for each in held} == {200}
+    assert [ask(backend).status for _ in range(6)] == [200] * 5 + [429]
+
+
+def test_a_mail_server_that_never_comes_to_an_end_is_given_up(start_backend, mail_server):  # noqa: F811
+    """It says something all the time. A signal waits for it no longer than that."""
+    server, over = mail_server(), threading.Event()
+
+    def talk(connection):
+        with contextlib.suppress(OSError), connection:
+            while not over.wait(0.2):
+                connection.sendall(b"220-still here\r\n")
+
+    server.talk = talk
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with within(25):
+            held = pool.submit(ask, backend)
+            time.sleep(0.5)  # for the request to be in hand
+            assert backend.stop() == 0
+        assert held.result().error == (500, "internal")
+    over.set()
+
+
+def codes_in(messages):
+    return [re.search(r"Subject: (\d{6}) ", message).group(1) for message in messages]
+
+
+def test_a_code_is_live_before_its_mail_is_there(start_backend, mail_server):  # noqa: F811
+    server = mail_server()
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port)
+    with concurrent.futures.ThreadPoolExecutor() as pool, held_up(server):
+        held = pool.submit(ask, backend)
+        assert server.busy.wait(20)
+        assert enter(backend, codes_in(server.arrived)[0]).status == 200 and not held.done()
+        server.go_on.set()
+        assert held.result().status == 200
+
+
+def test_of_two_mails_that_cross_both_codes_are_good(start_backend, mail_server):  # noqa: F811
+    server = mail_server()
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port)
+    for order in (0, 1):
+        address, before = "%d@example.com" % order, len(server.arrived)
+        assert {reply.status for reply in at_once(*[lambda: ask(backend, address)] * 2)} == {200}
+        assert enter(backend, codes_in(server.arrived[before:])[order], address).status == 200
+
+
+def test_what_fails_to_be_mailed_leaves_the_codes_before_it(start_backend, mail_server):  # noqa: F811
+    """Both of them, though three were stored for a moment."""
+    server = mail_server()
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port)
+    for number in (0, 1):
+        address = "%d@example.com" % number
+        assert [ask(backend, address).status for _ in range(2)] == [200, 200]
+        server.answers["MAIL"] = b"451 not now"
+        assert ask(backend, address).error == (500, "internal")
+        del server.answers["MAIL"]
+        assert enter(backend, codes_in(server.arrived[-2:])[number], address).status == 200
+
+
+def test_a_mail_server_that_is_not_there_is_told_at_the_start(start_backend):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % port)
+    wait_until(lambda: "Mail does not go" in backend.log(), what="a warning")
+
+
+def test_a_test_mail(scripto, mail_server, tmp_path):  # noqa: F811
+    server = mail_server()
+    words = ["serve", "--mail", "smtp://127.0.0.1:%d" % server.port, "--test-mail", YOU]
+    assert scripto.run(*words).out.startswith("✓ ")
+    ((recipients, message, _, _),) = server.mails
+    assert recipients == [YOU] and "Subject: A test" in message
+    server.answers["RCPT"] = b"451 a word from the server"
+    refusal = scripto.run(*words, "--json")
+    assert refusal.status == 3 and "a word from the server" in refusal.error["message"]
+    assert scripto.run(*words[:-1], "nobody", "--json").status == 2
+    assert not (scripto.home / ".local").exists()  # it needs no database
+
+
+# ---- The database -------------------------------------------------------------
+
+
+def test_reads_wait_for_no_writer(backend):
+    key = backend.mint(YOU)["apiKey"]
+    code = code_after_asking(backend)
+    age(backend, 61)  # so that the use of the key is to be noted
+    with concurrent.futures.ThreadPoolExecutor(40) as pool, locked(backend):
+        for _ in range(40):
+            pool.submit(enter, backend, wrong_code(code))
+        for _ in range(10):
+            with within(1):
+                assert is_accepted(backend, key)
+            with within(1):
+                assert get(backend, "/healthz").status in (200, 503)
+
+
+def test_a_full_disk_closes_no_guarded_page(backend):
+    key = backend.mint(YOU)["apiKey"]
+    code = code_after_asking(backend)
+    age(backend, 61)
+    with full_disk(backend):
+        assert is_accepted(backend, key) and get(backend, "/healthz").status == 200
+        assert enter(backend, code).error == (500, "internal")
+    assert enter(backend, code).status == 200 and is_accepted(backend, key)
+
+
+def test_what_is_over_goes_a_few_rows_at_a_time(backend):
+    ask(backend)
+    with contextlib.closing(sqlite3.connect(str(backend.db), timeout=10)) as db, db:
+        old = [("%d@example.com" % n, time.time() - 2 * DAY) for n in range(5000)]
+        db.executemany("INSERT INTO events (email, kind, at) VALUES (?, 'request', ?)", old)
+    ask(backend)
+    assert 4800 < rows(backend, "events") < 5000
+    code = backend.code_for(YOU)
+    left = rows(backend, "events")
+    guess_wrong(backend, 1, code)
+    assert left - 200 < rows(backend, "events") < left
+
+
+YEAR = 365 * DAY
+
+
+def test_a_clock_that_was_ahead_locks_nobody_out_for_long(backend):
+    assert [ask(backend).status for _ in range(6)] == [200] * 5 + [429]
+    age(backend, -YEAR)
+    assert 0 < ask(backend).wait <= QUARTER + 1
+    age(backend, QUARTER + 1)
+    assert ask(backend).status == 200
+
+
+def test_a_code_does_not_outlive_a_clock_that_was_ahead(backend):
+    code = code_after_asking(backend)
+    age(backend, -YEAR)
+    assert enter(backend, code).error == WRONG
+
+
+@pytest.mark.parametrize("replace", [False, True], ids=["deleted", "replaced"])
+def test_a_database_that_is_gone_is_no_health(backend, replace):
+    """What is written to a file without a name is lost at the end."""
+    backend.db.unlink()
+    if replace:
+        backend.db.write_bytes(b"")
+    reply = get(backend, "/healthz")
+    assert reply.error == (503, "internal")
+
+
+def make_newer(path):
+    with contextlib.closing(sqlite3.connect(str(path))) as db, db:
+        db.execute("PRAGMA user_version = 99")
+
+
+def make_corrupt(path):
+    content = bytearray(path.read_bytes())
+    content[100:1500] = b"\xa5" * 1400
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("spoil, told", [(make_newer, "update"), (make_corrupt, "backup")])
+def test_a_database_that_cannot_be_used_is_kept(backend, scripto, spoil, told):
+    """Who is told to pass another file starts with an empty one, and everybody is locked out."""
+    backend.stop()
+    spoil(backend.db)
+    before = backend.db.read_bytes()
+    result = scripto.run("serve", "--port", "0", "--db", str(backend.db), "--json")
+    assert (result.status, result.error["code"]) == (1, "failed-precondition")
+    assert told in result.error["nextAction"] and "--db" not in result.error["nextAction"]
+    assert backend.db.read_bytes() == before
+
+
+README = pathlib.Path(PROGRAM).parent / "README.md"
+BACKUPS = re.findall(r"(?m)^(?:sqlite3|python3) .*scripto-backup.*$", README.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("command", BACKUPS, ids=lambda command: command.split()[0])
+def test_a_backup_as_the_readme_says_is_whole(backend, tmp_path, command):
+    """Taken while the server runs; with a copy of the file alone, the newest keys are lost."""
+    assert len(BACKUPS) == 2
+    if not shutil.which(command.split()[0]):
+        pytest.skip("no " + command.split()[0])
+    keys = [backend.mint("%d@example.com" % n)["apiKey"] for n in range(20)]
+    subprocess.run(command, shell=True, cwd=str(backend.folder), check=True)
+    backend.stop()
+    for path in backend.folder.glob("scripto.db*"):
+        path.unlink()
+    (backend.folder / "scripto-backup.db").rename(backend.db)
+    backend.start()
+    assert all(is_accepted(backend, key) for key in keys)
+
+
+def test_it_serves_under_pypy_too(start_backend, scripto):
+    """Where a statement that is not read to its end stays open."""
+    python = shutil.which("pypy3")
+    if not python:
+        pytest.skip("no pypy3")
+    backend = start_backend(python=python)
+    code = code_after_asking(backend)
+    assert guess_wrong(backend, 1, code)[0].error == WRONG and enter(backend, code).status == 200
+    data = backend.mint(YOU)
+    assert get(backend, "/api/keys/" + data["keyId"], data["apiKey"], "DELETE").status == 200
+    assert get(backend, "/healthz").status == get(backend, "/scripto.py").status == 200
+    scripto.python = python
+    assert scripto.run("users", "--db", str(backend.db), "--json").data["users"][0]["keys"] == 1
+    assert scripto.run("users", "remove", YOU, "--yes", "--db", str(backend.db)).status == 0
+    assert backend.stop() == 0
+
+
+OLD_TABLES = """
+CREATE TABLE secret (value BLOB NOT NULL);
+CREATE TABLE users (id TEXT PRIMARY KEY, email TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
+    created_at REAL NOT NULL);
+CREATE TABLE keys (id TEXT PRIMARY KEY, user_id TEXT NOT NULL, hash BLOB NOT NULL UNIQUE,
+    name TEXT NOT NULL, start TEXT NOT NULL, created_at REAL NOT NULL, last_used_at REAL);
+CREATE TABLE codes (email TEXT PRIMARY KEY, hash BLOB NOT NULL, expires_at REAL NOT NULL,
+    attempts INTEGER NOT NULL);
+CREATE TABLE events (id INTEGER PRIMARY KEY, email TEXT NOT NULL, kind TEXT NOT NULL,
+    at REAL NOT NULL);
+CREATE INDEX events_by_email ON events (email, kind, at);
+CREATE INDEX events_by_age ON events (at);
+CREATE INDEX keys_by_user ON keys (user_id);
+PRAGMA user_version = 1
+"""
+
+
+def test_a_database_of_the_first_version_is_brought_up_to_date(backend, edge):
+    """Users, keys, live codes and what limits count come along."""
+    key, code = backend.mint(YOU)["apiKey"], code_after_asking(backend)
+    guess_wrong(backend, 1, code)
+    backend.stop()
+    new, old = str(backend.db), str(backend.db) + ".old"
+    with contextlib.closing(sqlite3.connect(old)) as db:
+        db.executescript(OLD_TABLES)
+        db.execute("ATTACH ? AS new", (new,))
+        for table, columns in (("secret", "value"), ("users", "*"), ("keys", "*"),
+                               ("codes", "email, hash, expires_at, attempts"),
+                               ("events", "id, email, kind, at")):  # fmt: skip
+            name = "live" if table == "codes" else table
+            db.execute("INSERT INTO main.%s SELECT %s FROM new.%s" % (table, columns, name))
+        db.commit()
+    os.replace(old, new)
+    backend.scripto.python = edge
+    backend.start()
+    assert is_accepted(backend, key) and enter(backend, code).status == 200
+    assert execute(backend, "SELECT count(*) FROM events WHERE kind = 'wrong'") == [(1,)]
+    assert [ask(backend).status for _ in range(4)] == [200] * 3 + [429]
+
+
+# ---- Limits across emails -----------------------------------------------------
+
+
+def note(backend, kind, address, count, ago=0):
+    """Events of other emails, as that address would have caused them."""
+    with contextlib.closing(sqlite3.connect(str(backend.db), timeout=10)) as db, db:
+        sql = "INSERT INTO events (email, kind, address, at) VALUES (?, ?, ?, ?)"
+        at = time.time() - ago
+        db.executemany(sql, [("%d@b" % n, kind, address, at) for n in range(count)])
+
+
+@pytest.mark.parametrize("kind, most", [("wrong", 100), ("request", 300)])
+def test_an_address_has_a_limit_across_emails_too(start_backend, kind, most):
+    backend = start_backend("--rate-limit", "1000")
+
+    def attempt():
+        return ask(backend) if kind == "request" else enter(backend, code)
+
+    code = code_after_asking(backend)
+    note(backend, kind, "127.0.0.1", most, DAY + 60)  # which are over
+    assert attempt().status == 200
+    code = code_after_asking(backend)
+    note(backend, kind, "127.0.0.1", most - (3 if kind == "request" else 1), DAY - 60)
+    guess_wrong(backend, 1, code)  # one more, and that by its own doing
+    refusal = attempt()
+    assert refusal.error == LOCKED and 0 < refusal.wait <= 61
+
+
+def test_without_a_limit_for_addresses_there_is_none_across_emails(backend):
+    note(backend, "wrong", "127.0.0.1", 200)
+    note(backend, "request", "127.0.0.1", 400)
+    assert enter(backend, code_after_asking(backend)).status == 200
+
+
+SAME = {
+    "a port": ["9.9.9.9", "9.9.9.9:1234", "9.9.9.9:80"],
+    "IPv4 in IPv6": ["9.9.9.9", "::ffff:9.9.9.9", "::FFFF:0909:0909"],
+    "a /64": ["2001:db8:1:2::5", "2001:DB8:1:2:3:4:5:6", "[2001:db8:1:2::7]:443"],
+}
+DIFFERENT = {
+    "IPv4 in IPv6": ["::ffff:9.9.9.9", "::ffff:9.9.9.8", "::ffff:9.9.8.9"],
+    "two of a /48": ["2001:db8:1:2::5", "2001:db8:1:3::5", "2001:db8:1:4::5"],
+}
+
+
+@pytest.mark.parametrize("hops", SAME.values(), ids=SAME)
+def test_one_client_however_it_is_written(start_backend, hops):
+    backend = start_backend("--rate-limit", "2", "--behind-proxy")
+    replies = [ask(backend, "%d@b.example" % n, {FORWARDED: hop}) for n, hop in enumerate(hops)]
+    assert [reply.status for reply in replies] == [200, 200, 429]
+    host = hops[-1].rpartition(":")[0].strip("[]") if hops[0][0] == "9" and "." in hops[-1] else ""
+    assert host in backend.log() and ":80 " not in backend.log()
+
+
+@pytest.mark.parametrize("hops", DIFFERENT.values(), ids=DIFFERENT)
+def test_different_clients_have_limits_of_their_own(start_backend, hops):
+    backend = start_backend("--rate-limit", "1", "--behind-proxy")
+    replies = [ask(backend, "%d@b.example" % n, {FORWARDED: hop}) for n, hop in enumerate(hops)]
+    assert [reply.status for reply in replies] == [200, 200, 200]
+
+
+def test_of_very_many_addresses_the_quietest_are_forgotten(start_backend):
+    """Memory is bounded, whoever has a /48 to ask from."""
+    backend = start_backend("--rate-limit", "1", "--behind-proxy")
+    form = b"POST %s HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 10.%d.%d.%d\r\nContent-Length: 0\r\n\r\n"
+
+    def send(numbers):
+        path = REQUEST.encode()
+        data = b"".join(form % (path, n >> 16, n >> 8 & 255, n & 255) for n in numbers)
+        connection, got = connect(backend), []
+        reader = threading.Thread(target=lambda: got.append(read_all(connection)))
+        reader.start()
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        reader.join(60)
+        return statuses(got[0])
+
+    assert send([0, 0]) == [400, 429]
+    assert set(send(range(1, 9000))) == {400} and send([0]) == [429]
+    assert set(send(range(9000, 20000))) == {400} and send([0]) == [400]
+    assert peak_memory(backend) < 64
+
+
+def test_who_is_held_off_stands_in_the_log_and_the_email_does_not(backend):
+    code = lock(backend)
+    assert enter(backend, code).error == LOCKED == ask(backend).error
+    first, second = re.findall(r" 429 too many .* email: ([0-9a-f]{12})$", backend.log(), re.M)
+    assert first == second and YOU not in backend.log()
+
+
+# ---- The log ------------------------------------------------------------------
+
+
+def test_nobody_has_to_read_the_log(scripto, tmp_path):
+    """A full pipe stops neither requests nor a signal; how much is missing is said later."""
+    process = scripto.start("serve", "--port", "0", "--db", str(tmp_path / "db"))
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+    port = int(process.stdout.readline().decode().rpartition(":")[2])
+    backend = type("Site", (), {"port": port})
+    assert statuses(raw(backend, HEALTHZ * 1500)) == [200] * 1500
+    os.read(process.stderr.fileno(), 65536)
+    assert statuses(raw(backend, HEALTHZ)) == [200]
+    assert b"lines of the log were dropped" in os.read(process.stderr.fileno(), 65536)
+    assert statuses(raw(backend, HEALTHZ * 1500)) == [200] * 1500
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    process.communicate()
+
+
+def test_the_log_names_the_client_behind_the_proxy(start_backend):
+    backend = start_backend("--behind-proxy")
+    get(backend, ME, headers={FORWARDED: "6.6.6.6, 9.9.9.9:4711"})
+    get(backend, ME, headers={FORWARDED: "<script>"})
+    assert "Z 9.9.9.9 GET " in backend.log() and "Z 127.0.0.1 GET " in backend.log()
+
+
+# ---- Endings ------------------------------------------------------------------
+
+
+def test_what_has_arrived_is_answered_before_the_end(backend):
+    """Also on connections that nobody had looked at when the signal came."""
+    connections = [connect(backend, HEALTHZ) for _ in range(120)]
+    backend.process.send_signal(signal.SIGTERM)
+    assert [statuses(read_all(connection)) for connection in connections] == [[200]] * 120
+    assert backend.stop() == 0
+
+
+def peer_certificate(backend):
+    import ssl
+
+    return ssl.get_server_certificate(("127.0.0.1", int(backend.port)))
+
+
+def test_sighup_reads_the_certificate_anew(start_backend, certificate, tmp_path):  # noqa: F811
+    cert, key = (shutil.copy(path, str(tmp_path)) for path in certificate)
+    backend = start_backend("--tls-cert", cert, "--tls-key", key)
+    first = peer_certificate(backend)
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+                    "-subj", "/CN=renewed", "-out", cert, "-keyout", key],
+                   check=True, stderr=subprocess.DEVNULL)  # fmt: skip
+    assert peer_certificate(backend) == first
+    backend.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: peer_certificate(backend) != first, what="the new certificate")
+    second = peer_certificate(backend)
+    with open(key, "w"):
+        pass  # half of a renewal
+    backend.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "cannot be used" in backend.log(), what="a word about it")
+    assert peer_certificate(backend) == second
+
+
+def test_sighup_ends_nothing(backend):
+    backend.process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)  # for it to have an effect, if it had one
+    assert answers_at_once(backend)
+
+
+def test_a_host_name_that_is_not_ascii(tmp_path, edge):
+    """A fake: the name is the machine's, and no test may change that."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "import runpy, socket, sys\n"
+        "socket.gethostname = lambda: 'B\\xfccher'\n"
+        "runpy.run_path(%r, run_name='__main__')\n" % PROGRAM
+    )
+    owner = Scripto(edge, tmp_path / "home")
+    words = ["serve", "--host", "0.0.0.0", "--port", "0", "--mail", "maildir:%s" % tmp_path]
+    process = owner.start(*words, "--json", program=str(driver))
+    try:
+        data = json.loads(process.stdout.readline().decode())["data"]
+        assert re.match(r"http://xn--bcher-kva:\d+\Z", data["publicUrl"])
+        site = type("Site", (), {"port": int(data["url"].rpartition(":")[2])})
+        assert b"xn--bcher-kva" in raw(site, HEALTHZ.replace(b"healthz", b"llms.txt"))
+    finally:
+        process.kill()
+        process.communicate()
