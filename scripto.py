@@ -3,8 +3,8 @@
 
 One file, standard library only, Python 3.6 or newer; `scripto serve` makes it its own backend.
 Each section stands above those that use it, so the story starts at the bottom, in main():
-Constants, Errors, Terminal, Door, Profiles, Resolution, HTTP client, Account; the backend's Mail,
-Store, Routes, Server and Operator; Doctor; Command line.
+Constants, Errors, Terminal, Door, Profiles, Resolution, HTTP client, Account, Scripts; the
+backend's Mail, Store, Routes, Server and Operator; Doctor; Completion; Command line.
 
 Imports marked `lazy` would cost most commands more time than all their work.
 """
@@ -2712,7 +2712,7 @@ def followers(ctx):
 
 def cmd_completion(ctx, args):
     """For the name that it is called by, too."""
-    called = {"scripto"} | set(re.findall(r"[\w.][\w.-]*\Z", os.path.basename(sys.argv[0])))
+    called = {"scripto"} | set(re.findall(r"\A[\w.][\w.-]*\Z", os.path.basename(sys.argv[0])))
     parts = {"PROFILES": PROFILES, "TABLE": " ".join(map(shell_word, followers(ctx))),
              "CALLED": (" -c " if args.shell == "fish" else " ").join(sorted(called))}
     script = SHELLS[args.shell].replace("FIND", FIND)
@@ -2774,7 +2774,7 @@ COMMANDS = {
     "whoami": Command(cmd_whoami, "ask the backend whose key this is", KEY, "", ""),
     "use": Command(cmd_use, "list the profiles, or switch to one", "name", "you", "here"),
     "logout": Command(
-        cmd_logout, "remove a profile, by default the active one; its key works on without --revoke",
+        cmd_logout, "remove a profile (the active one); without --revoke its key works on",
         "name --revoke", "you", "here, backend"),
     "keys list": Command(cmd_keys_list, "list your keys at the backend", KEY, "", ""),
     "keys revoke": Command(

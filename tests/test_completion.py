@@ -257,7 +257,7 @@ def test_a_tab_costs_no_python_and_little_time(bash):
 @pytest.mark.parametrize("before", [
     "set -u\n", "set -o posix\n", "IFS=o\n",
     "alias grep='grep --color=always' ls='ls --color=always'\nshopt -s expand_aliases\n",
-    "[ -r /usr/share/bash-completion/bash_completion ] && . /usr/share/bash-completion/bash_completion\n",
+    "file=/usr/share/bash-completion/bash_completion\n[ ! -r $file ] || . $file\n",
 ])  # fmt: skip
 def test_bash_as_people_have_it(bash, before):
     assert bash.offers("scripto auth login-c", before) == {"login-complete"}

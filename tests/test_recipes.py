@@ -205,7 +205,8 @@ def test_however_it_is_called_it_is_the_same(machine, tmp_path):
     (machine.bin / "linked").symlink_to(machine.bin / "scripto")
     calls = ["python3 beside/scripto.py", "cd beside && python3 -m scripto", "scripto", "linked"]
     for words in ("--version", "use --json", "whoami --json", "config set --api-key scripto_12345",
-                  "auth token", "run -- printenv SCRIPTO_API_KEY", "logout --help", "nonsense --json"):  # fmt: skip
+                  "auth token", "run -- printenv SCRIPTO_API_KEY", "logout --help",
+                  "nonsense --json"):  # fmt: skip
         results = [machine.sh("%s %s" % (call, words)) for call in calls]
         assert results == results[:1] * len(calls), words
 
