@@ -2833,8 +2833,8 @@ def parser_for(name):
             continue
         takes, purpose = OPTIONS[word]
         more = {"metavar": takes} if takes else {"action": "store_true"}
-        if word in ("name", "email", "--email", "--code"):
-            more["nargs"] = "?"  # the command itself says what is missing
+        if word[0] != "-" or word in ("--email", "--code"):
+            more["nargs"] = "?"  # what is missing is said later
         if word in ("--allow", "-q", "-H"):
             more["action"] = "append"
         if "|" in (takes or ""):
@@ -2902,6 +2902,9 @@ def run(ctx, words):
         kind = "flag" if extra[0].startswith("-") else "argument"
         flags = re.findall("--[a-z-]+", COMMANDS[name].takes + " --json --help")
         raise unknown(kind, readable(extra[0]), flags, "", f"see: {parser.prog} --help")
+    missing = [word for word in ("id", "path", "shell") if getattr(args, word, "") is None]
+    if missing:
+        parser.error(f"{OPTIONS[missing[0]][0]} is missing")
     if behind and "--" not in COMMANDS[name].takes.split():
         raise refused(f"'{name}' takes nothing behind --.", f"see: {parser.prog} --help")
     args.command = behind[1:]
