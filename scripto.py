@@ -1460,6 +1460,20 @@ def hang_up_late(smtp, done):
         late = not done.wait(0.5)
 
 
+def hand_over(smtp, sender, message, to):
+    import smtplib  # lazy
+
+    plain = re.match(r"[\0-\x7f]*\Z", sender + to)  # else by RFC 6531
+    content = message.as_bytes(policy=message.policy.clone(linesep="\r\n"))
+    try:
+        smtp.sendmail(sender, [to], content, [] if plain else ["SMTPUTF8", "BODY=8BITMIME"])
+    except (smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError) as error:
+        if getattr(error, "recipients", {}).get(to, (550,))[0] < 500:  # greylisting, say
+            raise
+        problem = "The mail server takes no mail for that address."
+        raise refused(problem, NEXT_EMAIL + "login-request")
+
+
 def deliver_by_smtp(ctx, url, sender, message, to):
     """Over checked TLS where it is offered; no password goes out in the clear. The environment's
     wins over the URL's, which the list of processes shows."""
@@ -1482,8 +1496,7 @@ def deliver_by_smtp(ctx, url, sender, message, to):
             raise smtplib.SMTPConnectError(status, words)
         smtp.ehlo_or_helo_if_needed()
         if not secure and smtp.has_extn("starttls"):
-            smtp.starttls(context=tls_for_mail(url.hostname))
-            secure = True
+            secure = smtp.starttls(context=tls_for_mail(url.hostname))[0] == 220
         if user and not secure and not is_loopback(url.hostname):
             raise smtplib.SMTPNotSupportedError("no TLS for the password")
         if user:
@@ -1494,20 +1507,6 @@ def deliver_by_smtp(ctx, url, sender, message, to):
     finally:
         done.set()
         smtp.close()
-
-
-def hand_over(smtp, sender, message, to):
-    import smtplib  # lazy
-
-    plain = re.match(r"[\0-\x7f]*\Z", sender + to)  # else by RFC 6531
-    content = message.as_bytes(policy=message.policy.clone(linesep="\r\n"))
-    try:
-        smtp.sendmail(sender, [to], content, [] if plain else ["SMTPUTF8", "BODY=8BITMIME"])
-    except (smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError) as error:
-        if getattr(error, "recipients", {}).get(to, (550,))[0] < 500:  # greylisting, say
-            raise
-        problem = "The mail server takes no mail for that address."
-        raise refused(problem, NEXT_EMAIL + "login-request")
 
 
 # ---- Store ----------------------------
@@ -1558,23 +1557,20 @@ def hash_of(key):
 class Store:
     """What write() returned survives a power cut. Reads have a connection of their own, which waits
     for no writer and no disk. SQLite's locks hold off other processes. Each statement is read to
-    its end: on PyPy it would stay open, and COMMIT fail."""
+    its end: on PyPy it would stay open, and COMMIT fail. A file is made, or brought up to date, for
+    serving only."""
 
     def __init__(self, ctx, path, serving=True):
-        """serving: it is made, or brought up to date."""
         import sqlite3  # lazy
         import threading
 
         self.lock, self.read_lock = threading.Lock(), threading.Lock()
-        folder = None
-        if not path:
-            home = xdg_folder(ctx, "XDG_DATA_HOME", ".local/share", "pass --db FILE")
-            folder = os.path.join(home, "scripto")
-            path = os.path.join(folder, "scripto.db")
-        self.path = path = os.path.abspath(path)  # no `:memory:`, which would be lost at the end
+        home = "" if path else xdg_folder(ctx, "XDG_DATA_HOME", ".local/share", "pass --db FILE")
+        # No `:memory:`, which would be lost at the end.
+        self.path = path = os.path.abspath(path or os.path.join(home, "scripto", "scripto.db"))
         try:
-            if folder and serving:
-                os.makedirs(folder, exist_ok=True)
+            if home and serving:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
             # Made by us, so that it is 0600 before SQLite writes; its side files follow suit.
             flags = os.O_RDWR | NONBLOCK | (os.O_CREAT if serving else 0)
             os.close(os.open(path, flags, 0o600))

@@ -501,9 +501,8 @@ class MailServer:
     def serve(self):
         with contextlib.suppress(OSError):  # closed: the test is over
             while True:
-                threading.Thread(
-                    target=self.talk, args=self.listener.accept()[:1], daemon=True
-                ).start()
+                connection = self.listener.accept()[0]
+                threading.Thread(target=self.talk, args=[connection], daemon=True).start()
 
     def talk(self, connection):
         with contextlib.suppress(OSError), connection:
@@ -1376,6 +1375,12 @@ def kept_of_a_client_that_does_not_read(address, over):
     return got / (count * os.path.getsize(PROGRAM))
 
 
+def asked_again_after_ten_seconds(backend, over):
+    first = ask(backend, "1@example.com").status
+    over.wait(10)
+    return first, ask(backend, "2@example.com").status
+
+
 @pytest.fixture(scope="module", autouse=True)
 def patience(tmp_path_factory):
     """What takes ten seconds starts with the first test, in a backend of its own, and is looked
@@ -1386,6 +1391,7 @@ def patience(tmp_path_factory):
     silent = socket.create_server(("127.0.0.1", 0))  # it accepts, and that is all
     mail = "smtp://127.0.0.1:%d" % silent.getsockname()[1]
     mailing = Backend(owner, folder / "mailing", mail=mail)
+    limiting = Backend(owner, folder / "limiting", "--rate-limit", "1")
     address = ("127.0.0.1", int(plain.port))
     half = HEAD + b"Content-Length: 100\r\n\r\n"
     pool, over = concurrent.futures.ThreadPoolExecutor(8), threading.Event()
@@ -1397,9 +1403,10 @@ def patience(tmp_path_factory):
         "body": pool.submit(until_cut_off, address, half, b" "),
         "no reader": pool.submit(kept_of_a_client_that_does_not_read, address, over),
         "mail": pool.submit(ask, mailing),
+        "limit": pool.submit(asked_again_after_ten_seconds, limiting, over),
     }
     over.set()
-    for backend in (plain, mailing):
+    for backend in (plain, mailing, limiting):
         backend.stop(signal.SIGKILL)
     silent.close()
     pool.shutdown()
@@ -1680,6 +1687,10 @@ def test_a_client_that_is_silent_or_dribbles_is_cut_off_after_ten_seconds(patien
 
 def test_a_client_that_does_not_read_is_cut_off(patience):
     assert patience["no reader"].result() < 0.9
+
+
+def test_the_minute_of_an_address_is_not_over_after_ten_seconds(patience):
+    assert patience["limit"].result() == (200, 429)
 
 
 def test_a_mail_server_that_says_nothing_is_given_up(patience):
