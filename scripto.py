@@ -3,8 +3,8 @@
 
 One file, standard library only, Python 3.6 or newer; `scripto serve` makes it its own backend.
 Each section stands above those that use it, so the story starts at the bottom, in main():
-Constants, Errors, Terminal, Door, Profiles, Resolution, HTTP client, Mailbox, Account, Guide; the
-backend's Mail, Store, Routes, Server and Operator; Doctor; Command line.
+Constants, Errors, Terminal, Door, Profiles, Resolution, HTTP client, Mailbox, Account, Scripts,
+Guide; the backend's Mail, Store, Routes, Server and Operator; Doctor; Completion; Command line.
 
 Imports marked `lazy` would cost most commands more time than all their work.
 """
@@ -16,6 +16,7 @@ if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "saf
 import argparse
 import collections
 import errno
+import itertools
 import os
 import re
 import stat
@@ -93,6 +94,8 @@ def masked(text):
 class ScriptoError(Exception):
     """A key in the message, mistyped or quoted by a backend, is masked. http_status: if it is not
     the table's. headers: for HTTP. A code that is not in the table exits by HTTP status."""
+
+    parts = ()  # of the reply's body, for a person
 
     def __init__(self, code, message, next_action, http_status=None, headers=()):
         self.message = masked(message)
@@ -184,23 +187,38 @@ def is_terminal(stream):
     return os.name != "nt" or type(raw).__name__ == "_WindowsConsoleIO"
 
 
-def emit(stream, text):
-    """Writes past the buffer, so that OSError comes up here, and only here."""
-    if stream is None:  # the descriptor was closed before the program started
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    if not hasattr(stream, "buffer"):  # an importer's own, as a StringIO
-        return stream.write(text)
+def encoded(stream, text):
     try:
         "✓✗●•".encode(stream.encoding)
     except UnicodeEncodeError:
         text = text.translate(ASCII_FORM)
-    left = text.encode(stream.encoding, "backslashreplace")
+    return text.encode(stream.encoding, "backslashreplace")
+
+
+def emit(stream, text):
+    """Writes text, or bytes as they are, past the buffer, so that OSError comes up here, and only
+    here."""
+    if stream is None:  # the descriptor was closed before the program started
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    if not hasattr(stream, "buffer"):  # an importer's own, as a StringIO
+        stream.write(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        return
+    left = text if isinstance(text, bytes) else encoded(stream, text)
     raw = getattr(stream.buffer, "raw", stream.buffer)
     while left:
         written = raw.write(left)
         if written is None:  # full for now, and not for waiting
             time.sleep(0.01)
         left = left[written or 0 :]
+
+
+def emit_parts(stream, parts):
+    """Bytes as they come; on a terminal as text, made harmless."""
+    for part in parts:
+        if is_terminal(stream):
+            lines = part.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
+            part = "\n".join(map(harmless, lines))
+        emit(stream, part)
 
 
 def emit_lines(ctx, stream, lines, end="\n"):
@@ -259,8 +277,12 @@ def warn(ctx, text):
 
 
 def show(ctx, data, lines):
-    """Returns the exit status. Raises failed-precondition on a full disk."""
+    """Without lines the data are parts of a body. Returns the exit status. Raises
+    failed-precondition on a full disk."""
     try:
+        if lines is None:
+            emit_parts(ctx.stdout, data)
+            return 0
         answer(ctx, ctx.stdout, {"success": True, "data": data}, lines)
     except BrokenPipeError:  # nobody reads on, which is main()'s business
         raise
@@ -274,6 +296,7 @@ def show_error(ctx, error):
     """Returns the exit status."""
     lines = ["✗ " + error.message, "  next: " + error.next_action]
     try:
+        emit_parts(ctx.stderr, [] if ctx.as_json else error.parts)
         answer(ctx, ctx.stderr, error.envelope(), lines)
     except OSError:
         say(ctx, *lines)
@@ -462,6 +485,26 @@ def text_of(thing, member):
     """A member that ought to be text, "" if it is not."""
     value = thing.get(member)
     return value if isinstance(value, str) and not value.startswith(NUMBER) else ""
+
+
+def check_path(text):
+    """Its first slash may be left out: Git Bash makes something else of words that begin so."""
+    path = "/" + text[text[:1] == "/" :]
+    if not re.match(r"/(?!/|[^/?]*:)[!\"$-\[\]-~]*\Z", path):
+        problem = f"'{readable(text)[:200]}' is not a path at the backend."
+        raise refused(problem, "pass one like: scripto api api/keys")
+    return path
+
+
+def check_header(text):
+    """(name, value). Where a request goes, with which key and how long, is not up to it."""
+    fixed = "(authorization|host|content-length|transfer-encoding):"
+    form = r"[!#-'*+.^`|~\w-]+:[\t -~]*\Z"
+    if re.match(fixed, text, re.IGNORECASE) or not re.match(form, text, re.ASCII):
+        hint = "pass -H 'Name: value', but not Authorization, Host or Content-Length"
+        raise refused("A header is malformed, or set already.", hint)
+    name, _, value = text.partition(":")
+    return name, value.strip()
 
 
 def shell_word(text):
@@ -999,16 +1042,24 @@ def open_reply(ctx, method, url, headers=None, body=None, key=None):
         raise network_trouble(ctx, url, error)
 
 
-def read_reply(url, reply):
-    """Its body, whole. Raises invalid-response for one that is too large or broken off."""
+def parts_of(ctx, url, reply, most=float("inf")):
+    """The body as it arrives, no more bytes than that. Raises network-error, or invalid-response
+    where it breaks off."""
+    left, total = reply.length, 0  # None: it comes in chunks, or until the connection ends
     with reply:
-        room = bytearray(REPLY_BYTES + 1)  # the last is for what is too much
-        size = reply.readinto(room)  # read() would follow a chunk of -1 bytes to the end
-        if size > REPLY_BYTES:
-            raise bad_reply(url, f"sent more than {REPLY_BYTES} bytes")
-        if reply.length:  # what Content-Length promised beyond this
-            raise bad_reply(url, "broke off its reply")
-        return bytes(room[:size])
+        while left is None or left > 0:
+            try:
+                part = reply.read1(64 << 10 if left is None else min(left, 64 << 10))
+            except network_errors() as error:
+                raise network_trouble(ctx, url, error, began=True)
+            if not part:
+                break
+            left, total = left and left - len(part), total + len(part)
+            if total > most:
+                raise bad_reply(url, f"sent more than {most} bytes")
+            yield part
+    if left:
+        raise bad_reply(url, "broke off its reply")
 
 
 def send(ctx, method, url, body=None, key=None):
@@ -1022,7 +1073,8 @@ def send(ctx, method, url, body=None, key=None):
         body = json.dumps(body).encode("ascii")
     reply = open_reply(ctx, method, url, headers, body, key)
     try:
-        content = within(give_up - time.monotonic(), read_reply, url, reply)
+        parts = parts_of(ctx, url, reply, REPLY_BYTES)
+        content = within(give_up - time.monotonic(), b"".join, parts)
     except network_errors() as error:
         raise network_trouble(ctx, url, error, began=True)
     return reply.status, reply.headers, content
@@ -1070,6 +1122,17 @@ def parse_json(content):
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def is_json(content):
+    """RFC 8259: UTF-8, and no NaN."""
+    import json  # lazy
+
+    try:
+        json.loads(content.decode("utf-8"), parse_int=float, parse_constant=int)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def call(ctx, target, method, path, part, body=None, hint=None):
@@ -1626,6 +1689,63 @@ def cmd_use(ctx, args):
     return {"activeProfile": state.get("activeProfile"), "profiles": rows}, lines
 
 
+def keys_of(ctx, target):
+    """The user's keys as the backend lists them, newest use first. `current` is the one that asks:
+    of a profile by its id, else by how it starts."""
+    keys = call(ctx, target, "GET", "/api/keys", "data").get("keys")
+    if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
+        raise bad_reply(target.base_url, "sent no list of keys")
+    own = text_of(target.profile, "keyId") if target.key_source == "profile" else ""
+    for key in keys:
+        start = KEY_PREFIX + (text_of(key, "start") or " ")
+        key["current"] = key.get("id") == own if own else target.key.startswith(start)
+    keys.sort(key=lambda key: (text_of(key, "lastUsedAt"), text_of(key, "createdAt")), reverse=True)
+    return keys
+
+
+def revoke(ctx, target, keys):
+    """The first of these keys; not-found for none."""
+    from urllib.parse import quote  # lazy
+
+    if not keys:
+        hint = "see the ids with: scripto keys list"
+        raise ScriptoError("not-found", f"There is no such key at {target.base_url}.", hint)
+    path = "/api/keys/" + quote(text_of(keys[0], "id"), safe="")
+    if call(ctx, target, "DELETE", path, "data").get("revoked") is not True:
+        raise bad_reply(target.base_url, "did not say that the key is revoked")
+
+
+def revoke_stored(ctx, name, profile):
+    """That profile's key at its own backend, whatever the environment says. One that is refused
+    there is revoked already."""
+    url, key = stored_url(ctx, name, profile), key_of(name, profile)
+    target = Target(url, "profile", key, "profile", name, profile)
+    try:
+        revoke(ctx, target, [each for each in keys_of(ctx, target) if each["current"]])
+    except ScriptoError as error:
+        if error.code != "unauthenticated":
+            raise
+
+
+def cmd_keys_list(ctx, args):
+    keys, members = keys_of(ctx, resolve(ctx, args)), ("id", "name", "createdAt", "lastUsedAt")
+    form = "{} {:28}  {:20}  {:20}  {}"
+    lines = [form.format(" ", "ID", "NAME", "CREATED", "LAST USED")]
+    for key in keys:
+        mark = "●" if key["current"] else " "
+        lines.append(form.format(mark, *(text_of(key, member) or "-" for member in members)))
+    return {"keys": keys}, lines
+
+
+def cmd_keys_revoke(ctx, args):
+    target = resolve(ctx, args)
+    keys = [key for key in keys_of(ctx, target) if key.get("id") == args.id]
+    if any(key["current"] for key in keys):
+        confirm(ctx, args, "That is the key in use. Revoke it?", "keys revoke")
+    revoke(ctx, target, keys)
+    return {"id": args.id, "revoked": True}, [f"✓ Key {args.id} is revoked at {target.base_url}"]
+
+
 def cmd_logout(ctx, args):
     file = ProfileFile(ctx)
     state = file.read()
@@ -1633,14 +1753,21 @@ def cmd_logout(ctx, args):
     name = named_profile(ctx, args.name) or active
     if name is None:
         raise ScriptoError("not-found", "No profile is active.", NEXT_SIGN_IN)
-    backend = url_of(find_profile(state, name))
+    profile = find_profile(state, name)
+    if args.revoke:
+        revoke_stored(ctx, name, profile)
     left = file.change(remove_profiles, [name])["activeProfile"]
-    lines = [f"✓ Signed out: profile {name} is removed from this machine",
-             "  Its key is not revoked: copies of it still work at " + backend]
+    lines = [f"✓ Signed out: profile {name} is removed from this machine"]
+    if args.revoke:
+        lines.append("  Its key is revoked at " + url_of(profile))
+    else:
+        key_id = text_of(profile, "keyId") or "<id>"
+        lines += ["  Its key is not revoked: copies of it still work at " + url_of(profile),
+                  "  To revoke it, sign in there again, then: scripto keys revoke " + key_id]
     if left and name == active:
         lines.append(f"  Profile {left} is now active")
     warn_of_environment(ctx)
-    return {"removed": name, "revoked": False, "activeProfile": left}, lines
+    return {"removed": name, "revoked": args.revoke, "activeProfile": left}, lines
 
 
 def cmd_config_set(ctx, args):
@@ -1705,6 +1832,95 @@ def cmd_config_clear(ctx, args):
     active = file.change(remove_profiles, names)["activeProfile"] if names else None
     lines = ["✓ Forgotten: " + (", ".join(names) or "nothing, there was no profile")]
     return {"removed": names, "activeProfile": active}, lines
+
+
+# ---- Scripts --------------------------
+# What a script does with a key: hand it to another program, or send a request of its own.
+
+
+def cmd_run(ctx, args):
+    """Becomes that command; on Windows, which knows no such thing, it waits."""
+    if not args.command:
+        raise refused("No command is given.", "put it behind --: scripto run -- COMMAND")
+    target = resolve(ctx, args)
+    env = dict(ctx.env, SCRIPTO_API_KEY=target.key, SCRIPTO_API_BASE_URL=target.base_url)
+    try:
+        if os.name == "nt":
+            import subprocess  # lazy
+
+            return subprocess.call(args.command, env=env)
+        import signal  # lazy
+
+        for name in ("SIGPIPE", "SIGXFSZ"):  # which Python ignores, and so would the command
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        os.umask(ctx.umask)
+        os.execvpe(args.command[0], args.command, env)
+    except OSError as error:
+        text = f"'{readable(args.command[0])}' cannot be run: {error}."
+        raise refused(text, "look at the command behind --")
+
+
+def read_body(ctx, text):
+    try:
+        if text == "-":
+            content = ctx.stdin.buffer.read() if ctx.stdin else b""
+        elif text[:1] == "@":
+            with open(text[1:], "rb") as file:
+                content = file.read()
+        else:
+            content = os.fsencode(text)
+    except OSError as error:
+        raise refused(f"The body cannot be read: {error.strerror}.", "pass another file with -d")
+    if not is_json(content):
+        raise refused("What -d gives is not JSON.", "pass JSON, @FILE, or - for standard input")
+    return content
+
+
+def head_of(reply):
+    """Status and headers, as bytes."""
+    lines = [f"HTTP/{reply.version / 10} {reply.status} {reply.reason}"]
+    lines += [f"{name}: {value}" for name, value in reply.headers.items()] + ["", ""]
+    return "\r\n".join(lines).encode("latin-1", "replace")
+
+
+def request_of(ctx, args):
+    """(method, path, headers, body), all checked."""
+    from urllib.parse import urlencode  # lazy
+
+    path, headers, body = check_path(args.path), {"Accept": "*/*"}, None
+    pairs = [readable(text).partition("=")[::2] for text in args.q or ()]
+    if pairs:
+        path += ("&" if "?" in path else "?") + urlencode(pairs)
+    if args.d is not None:
+        body, headers["Content-Type"] = read_body(ctx, args.d), "application/json"
+    headers.update(map(check_header, args.H or ()))
+    method = args.X or ("GET" if body is None else "POST")
+    if not re.match(r"[A-Za-z]{1,20}\Z", method):
+        raise refused(f"'{readable(method)[:80]}' is not a method.", "pass one like -X DELETE")
+    return method.upper(), path, headers, body
+
+
+def cmd_api(ctx, args):
+    """The answer is the reply, as it comes; an error's, and what goes into JSON, is read first."""
+    target = resolve(ctx, args)
+    method, path, headers, body = request_of(ctx, args)
+    url = target.base_url + path
+    reply = open_reply(ctx, method, url, headers, body, target.key)
+    head = [head_of(reply)] if args.i else []
+    if reply.status < 300 and not ctx.as_json:
+        return itertools.chain(head, parts_of(ctx, url, reply)), None
+    content = b"".join(parts_of(ctx, url, reply, REPLY_BYTES))
+    if reply.status >= 300:
+        error = backend_error(reply.status, parse_json(content) or {}, None, target.key_source)
+        if reply.status < 400:
+            error = bad_reply(url, "answered with a redirect, which is not followed")
+        error.parts = head + [content.rstrip() + b"\n"]
+        raise error
+    if content and not is_json(content):
+        raise bad_reply(url, "did not answer in JSON")
+    # In one line: within JSON's strings there are no line breaks.
+    line = content.translate(bytes.maketrans(b"\r\n", b"  ")) or b"null"
+    return [b'{"success": true, "data": ', line, b"}\n"], None
 
 
 # ---- Guide ----------------------------
@@ -3074,6 +3290,118 @@ def cmd_doctor(ctx, args):
     return {"ok": all(row["status"] != "error" for row in found), "checks": found}, lines
 
 
+# ---- Completion -----------------------
+# Scripts for three shells, with the table of commands in them: a Tab starts this program for the
+# names of profiles only.
+
+PROFILES = r""""$program" use --json 2>/dev/null | tr , '\n' |
+    sed -n 's/.*"name": "\([A-Za-z0-9._-]*\)".*/\1/p'"""
+# For bash and zsh. `name` is what the rows begin with that may come now.
+FIND = r"""  local IFS=$'\n' name= last= each= row= files= table=('' TABLE) found=()
+  for each in "${typed[@]}"; do
+    case $each in =) continue ;; --) ;; -*) last=$each; continue ;; esac
+    last=
+    [[ ${table[*]} == *$'\n'"$name $each:"* ]] && name="$name $each"
+  done
+  [[ ${table[*]} == *$'\n'"$name $last:"* ]] && name="$name $last"
+  [[ $program == '~/'* ]] && program=$HOME/${program#*/}
+  for row in "${table[@]}"; do
+    [[ $row == "$name:"* ]] && row=${row#*:} || continue
+    case $row in
+      @:) [[ $word == -* ]] || found+=($(PROFILES)) ;;
+      /:) files=1 ;;
+      -*) [[ $word == -* ]] && found+=("$row") ;;
+      *) found+=("$row") ;;
+    esac
+  done"""
+SHELLS = {
+    # It needs no bash-completion.
+    "bash": r"""_scripto() {
+  local program=$1 word=$2 typed=("${COMP_WORDS[@]:1:COMP_CWORD-1}")
+FIND
+  [[ -z $files ]] || compopt -o default 2>/dev/null
+  COMPREPLY=($(compgen -W "${found[*]%%:*}" -- "$word"))
+}
+complete -F _scripto CALLED""",
+    # By eval, also before compinit or without it, or as a file in a folder of fpath.
+    "zsh": r"""#compdef CALLED
+_scripto() {
+  local program=$words[1] word=$PREFIX typed=("${(@)words[2,CURRENT-1]}")
+FIND
+  [[ $files ]] && _files || _describe scripto found
+}
+_scripto_late() {
+  emulate -L zsh
+  (( $+functions[compdef] )) || return 0
+  compdef _scripto CALLED
+  precmd_functions=(${precmd_functions:#_scripto_late})
+}
+if [[ $funcstack[1] == _scripto ]]; then
+  _scripto
+else
+  precmd_functions+=(_scripto_late)
+  _scripto_late
+fi""",
+    "fish": r"""function __scripto
+  set -l typed (commandline -opc)
+  set -l program (string replace -r '^~/' "$HOME/" $typed[1])
+  set -l word (commandline -ct)
+  set -l table TABLE
+  set -l name ''
+  set -l last ''
+  for each in $typed[2..-1]
+    set last $each
+    string match -qr '^-[^-]|^--.' -- $each; and continue
+    set last ''
+    string match -q -- "$name $each:*" $table; and set name "$name $each"
+  end
+  string match -q -- "$name $last:*" $table; and set name "$name $last"
+  set -l kind '[^-:@/]'
+  if string match -q -- '-*' $word
+    set kind -
+  else if contains -- "$name:@:" $table; and type -q "$program"
+    PROFILES
+  end
+  contains -- "$name:/:" $table; and __fish_complete_path $word
+  string replace -fr "^$name:("$kind"[^:]*):(.*)" '$1'\t'$2' -- $table
+end
+complete -f -c CALLED -a '(__scripto)'""",
+}
+
+
+def followers(ctx):
+    """Rows `typed:what may follow:why`; @ stands for a profile's name, / for a file's."""
+    rows = [":--help:show the commands", ":--version:show the version"]
+    for name, command in ctx.commands.items():
+        group, _, last = f" {name}".rpartition(" ")
+        if group and group[1:] not in ctx.commands:
+            rows.append(f":{group[1:]}:commands")
+        rows.append(f"{group}:{last}:{command.purpose}")
+        for word in command.takes.split() + ["--json", "--help"]:
+            takes, purpose = ctx.options.get(word, ("FILE", "a command"))
+            typed = f" {name} {word}" if word[0] == "-" else f" {name}"
+            if word[0] == "-":
+                rows.append(f" {name}:{word}:{purpose}")
+            if word in ("name", "--profile", "--profile-name"):
+                rows.append(typed + ":@:")
+            elif takes == "FILE":
+                rows.append(typed + ":/:")
+            elif takes and "|" in takes:
+                rows += [f"{typed}:{value}:" for value in takes.split("|")]
+    return dict.fromkeys(rows)
+
+
+def cmd_completion(ctx, args):
+    """For the name that it is called by, too."""
+    called = {"scripto"} | set(re.findall(r"\A[\w.][\w.-]*\Z", os.path.basename(sys.argv[0])))
+    parts = {"PROFILES": PROFILES, "TABLE": " ".join(map(shell_word, followers(ctx))),
+             "CALLED": (" -c " if args.shell == "fish" else " ").join(sorted(called))}
+    script = SHELLS[args.shell].replace("FIND", FIND)
+    for word, text in parts.items():
+        script = script.replace(word, text)
+    return {"script": script}, script.splitlines()
+
+
 # ---- Command line ---------------------
 # One table of commands, from which parser and help are made; the way in and out.
 
@@ -3091,6 +3419,15 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--profile": ("NAME", "the profile (else SCRIPTO_PROFILE, the active one)"),
     "--api-key": ("KEY", "the key (else SCRIPTO_API_KEY, the profile's); - reads standard input"),
     "--yes": (None, "do not ask"),
+    "shell": ("bash|zsh|fish", "the shell"),
+    "id": ("ID", "a key's id, as keys list has it"),
+    "path": ("PATH", "a path at the backend, with or without its first slash"),
+    "-X": ("METHOD", "the method (GET; POST with -d)"),
+    "-d": ("BODY", "JSON to send; @FILE or - reads a file or standard input"),
+    "-q": ("NAME=VALUE", "a query parameter; may be given again"),
+    "-H": ("HEADER", "a header, NAME: VALUE; may be given again"),
+    "-i": (None, "print status and headers first"),
+    "--revoke": (None, "revoke its key at the backend first; the profile stays if that fails"),
     "--host": ("ADDRESS", "where to listen (127.0.0.1)"),
     "--port": ("PORT", "and on which port (8787); 0 takes a free one"),
     "--db": ("FILE", "the database (scripto/scripto.db in the data folder)"),
@@ -3126,18 +3463,31 @@ COMMANDS = {
     "whoami": Command(cmd_whoami, "ask the backend whose key this is", KEY, "", ""),
     "use": Command(cmd_use, "list the profiles, or switch to one", "name", "you", "here"),
     "logout": Command(
-        cmd_logout, "remove a profile, by default the active one", "name", "you", "here"),
+        cmd_logout, "remove a profile (the active one); without --revoke its key works on",
+        "name --revoke", "you", "here, backend"),
+    "keys list": Command(cmd_keys_list, "list your keys at the backend", KEY, "", ""),
+    "keys revoke": Command(
+        cmd_keys_revoke, "end one of your keys", "id --yes " + KEY, "key_1f2e3d", "backend"),
     "config set": Command(
         cmd_config_set, "store a key that you have as a profile",
         "--api-key --profile-name --api-url", "--api-key -", "here"),
     "config show": Command(
         cmd_config_show, "show the profiles, what is in force, and why", KEY, "", ""),
     "config clear": Command(
-        cmd_config_clear, "forget one profile, or all", "--profile --yes", "--yes", "here"),
+        cmd_config_clear, "forget one profile, or all, on this machine; their keys are not revoked",
+        "--profile --yes", "--yes", "here"),
     "serve": Command(
         cmd_serve, "run a backend",
         "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
         " --behind-proxy --rate-limit --allow --test-mail --", "--mail maildir:mail", "here"),
+    "completion": Command(
+        cmd_completion, "print what makes a shell complete these commands", "shell", "bash", ""),
+    "api": Command(
+        cmd_api, "send a request of your own to the backend and print the reply",
+        "path -X -d -q -H -i " + KEY, "api/keys/key_1f2e3d -X DELETE", "backend"),
+    "run": Command(
+        cmd_run, "run a command that finds the key in SCRIPTO_API_KEY", KEY + " --",
+        "-- deploy.sh production", ""),
     "users": Command(cmd_users, "list who has signed up at your backend", "--db", "", ""),
     "users list": Command(cmd_users, "the same", "--db", "", ""),
     "users remove": Command(
@@ -3150,7 +3500,7 @@ COMMANDS = {
         "--skill --api-url", "", ""),
     "doctor": Command(cmd_doctor, "check what works on this machine", KEY, "", ""),
 }
-GROUPS = ("auth", "config")
+GROUPS = ("auth", "config", "keys")
 
 
 class Parser(argparse.ArgumentParser):
@@ -3175,10 +3525,12 @@ def parser_for(name):
             continue
         takes, purpose = OPTIONS[word]
         more = {"metavar": takes} if takes else {"action": "store_true"}
-        if word == "--allow":
+        if word[0] != "-" or word in ("--email", "--code"):
+            more["nargs"] = "?"  # what is missing is said later
+        if word in ("--allow", "-q", "-H"):
             more["action"] = "append"
-        if word in ("name", "email", "--email", "--code"):
-            more["nargs"] = "?"  # the command itself says what is missing
+        if "|" in (takes or ""):
+            more["choices"] = takes.split("|")
         parser.add_argument(word, help=purpose.replace("%", "%%"), **more)
     if "--" in words:
         parser.usage = parser.format_usage()[len("usage: ") :].rstrip() + " [-- COMMAND ...]"
@@ -3244,6 +3596,9 @@ def run(ctx, words):
         flags = re.findall("--[a-z-]+", COMMANDS[name].takes + " --json --help")
         known = dict(zip(flags, flags))
         raise unknown(kind, readable(extra[0]), known, "", f"see: {parser.prog} --help")
+    missing = [word for word in ("id", "path", "shell") if getattr(args, word, "") is None]
+    if missing:
+        parser.error(f"{OPTIONS[missing[0]][0]} is missing")
     if behind and "--" not in COMMANDS[name].takes.split():
         raise refused(f"'{name}' takes nothing behind --.", f"see: {parser.prog} --help")
     args.command = behind[1:]
