@@ -3378,7 +3378,7 @@ def followers(ctx):
             rows.append(f":{group[1:]}:commands")
         rows.append(f"{group}:{last}:{command.purpose}")
         for word in command.takes.split() + ["--json", "--help"]:
-            takes, purpose = ctx.options.get(word, ("FILE", "a command"))
+            takes, purpose = ctx.options[word]
             typed = f" {name} {word}" if word[0] == "-" else f" {name}"
             if word[0] == "-":
                 rows.append(f" {name}:{word}:{purpose}")
@@ -3441,6 +3441,7 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--allow": ("RULE", "let in only @domain or this address; any number of times"),
     "--test-mail": ("ADDRESS", "send one mail there, say what happened, and end"),
     "--skill": (None, "as a skill: scripto guide --skill > .claude/skills/scripto/SKILL.md"),
+    "--": ("FILE", "a command, with words of its own"),
     "--json": (None, "answer as JSON, one envelope on standard output"),
     "--help": (None, "show this and do nothing"),
 }
