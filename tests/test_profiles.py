@@ -223,37 +223,49 @@ def temporary_files(scripto):
     return list(scripto.config.parent.glob("config.json.*tmp"))
 
 
-def kill_in_mid_write(scripto, delay, *words):
-    """Starts the command and kills it some time after its temporary file appeared (or its
-    normal end, if that is earlier); returns whether the kill came first."""
-    for beside in temporary_files(scripto):
-        beside.unlink()
-    process = scripto.start(*words)
-    end = time.monotonic() + 20
-    while not temporary_files(scripto) and process.poll() is None and time.monotonic() < end:
-        pass
-    time.sleep(delay)
-    process.kill()
-    process.communicate()
-    return process.returncode == -signal.SIGKILL
+DEADLY = r"""
+import os, runpy, signal, sys
+
+at, steps = int(sys.argv.pop(1)), 0
 
 
-@pytest.mark.parametrize("python_at", (0, -1), ids=("oldest", "newest"))
-def test_kill_9_in_mid_write_leaves_a_whole_file_and_no_held_lock(python_at, tmp_path):
-    scripto = Scripto(PYTHONS[python_at], tmp_path / "home")
-    filler = "x" * 1500000  # so that a write takes a while
-    scripto.write_config(some_state(filler=filler))
-    names, kills = {"you", "them"}, 0
-    chance = random.Random(1)
-    for number in range(12):
-        words = ["config", "set", "--api-key", KEY, "--profile-name", "p%d" % number]
-        kills += kill_in_mid_write(scripto, chance.random() * 0.01, *words)
+def deadly(name, real):
+    def call(*values, **named):
+        global steps
+        steps += 1
+        if steps == at and name == "fsync":
+            os.ftruncate(values[0], os.fstat(values[0]).st_size // 2)  # it died while it wrote
+        if steps == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*values, **named)
+
+    return call
+
+
+for name in ("open", "fsync", "replace", "rename", "link", "unlink", "chmod", "fchmod", "close"):
+    setattr(os, name, deadly(name, getattr(os, name)))
+runpy.run_path(PROGRAM, run_name="__main__")
+"""
+
+
+def test_kill_9_at_any_step_of_a_write_leaves_a_whole_file_and_no_held_lock(edge, tmp_path):
+    """Before each call to the system in turn, until one run gets to its end."""
+    scripto = Scripto(edge, tmp_path / "home")
+    code, names, kills = DEADLY.replace("PROGRAM", repr(conftest.PROGRAM)), {"you", "them"}, 0
+    scripto.write_config(some_state(filler="x" * 100000))
+    while True:
+        name = "p%d" % kills
+        words = [str(kills + 1), "config", "set", "--api-key", KEY, "--profile-name", name]
+        status = scripto.run(code, *words, program="-c").status
         state = scripto.state()
-        assert names <= set(state["profiles"]) <= names | {"p%d" % number}
-        assert state["filler"] == filler and mode_of(scripto.config) == 0o600
-        assert len(temporary_files(scripto)) == len(files_beside(scripto.config)) <= 1
+        assert names <= set(state["profiles"]) <= names | {name}
+        assert len(state["filler"]) == 100000 and mode_of(scripto.config) == 0o600
         names = set(state["profiles"])
-    assert kills >= 3, "the kills came too late to test anything"
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        kills += 1
+    assert kills >= 8, "the kills came too late to test anything"
     assert store(scripto, timeout=10).data["profile"] == "new"
     assert not files_beside(scripto.config)
 
@@ -701,6 +713,8 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(breakage, scripto, request
     for words in (["config", "set", "--api-key", KEY], ["use", "them"], ["logout", "you"]):
         if how.get("env", {}).get("HOME") != "/":
             refusal(scripto.run(*words, "--json", **how), scripto.config)
+    if breakage is unreadable_file:
+        scripto.config.chmod(0o600)  # for this reader, which may be an ordinary user
     assert scripto.config.read_bytes() == GOOD and not files_beside(scripto.config)
     assert mode_of(scripto.config.parent) == folder_mode
 
