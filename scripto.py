@@ -1182,34 +1182,32 @@ def backend_error(status, value, hint, key_source=None):
 # digits leave this section: what strangers write reaches neither screen nor log.
 
 MAIL_BYTES = 1 << 20  # that are looked at of one mail, or of what a command prints
-NEXT_SOURCE = ("pass --code-from with -, cmd:COMMAND, maildir:DIR, mbox:FILE or "
-               "imaps://USER@HOST[:PORT][/FOLDER]")
+NEXT_SOURCE = "see what --code-from takes: scripto auth login --help"
 NEXT_MAIL_SERVER = "check --code-from; SSL_CERT_FILE may name who signed a certificate"
-NEXT_PASSWORD = ("check USER and SCRIPTO_MAIL_PASSWORD (or ~/.netrc, mode 0600); where passwords "
-                 "are switched off: an app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
-# The shapes of a code, in no longer number, amount, colour or path; and what the words around it,
-# where it is a \0, say of it.
+NEXT_PASSWORD = ("check USER, SCRIPTO_MAIL_PASSWORD or ~/.netrc (mode 0600); the server may want an "
+                 "app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
+# A code is in no longer number, amount, colour or path; what is none is taken out first.
 CODE_FORM = (r"(?<![^\W_])(?<![#$€£+/&@%.,-])(?<![0-9][ -])"
              r"(?:[0-9]{6}|[0-9]{3}[ -][0-9]{3}|[0-9](?: [0-9]){5})"
              r"(?![^\W_]|[%/@-]|[.,: -][0-9])")
 OTHER = (r"(?:order|invoice|receipt|ref(?:erence)?|ticket|case|booking|number|no|nr|id|tel|fax|"
          r"phone|total|amount|(?:zip|postal|promo|voucher|error|area) code)")
-IS_OTHER = rf"(?i)\b{OTHER}(?: is)?\W*\0|\0 is (?:your |the )?{OTHER}\b"
-IS_CODE = r"(?i)\b(?:pass)?code|verif|sign.?in|log.?in|one.time|\botp\b"
+NO_CODE = (r"(?i)\b(?:https?://|www\.)\S+"
+           rf"|\b{OTHER}(?: is)?\W{{0,80}}{CODE_FORM}|{CODE_FORM} is (?:your |the )?{OTHER}\b")
+NEAR_CODE = r"(?i)\b(?:pass)?code|verif|sign.?in|log.?in|one.time|\botp\b"
 
 
 def find_code(texts, tried):
     """The six digits that are most likely a code, and none of the tried; None for none."""
     best = 0, None
     for text in texts:
-        text = re.sub(r"\b(?:https?://|www\.)\S+", " ", text[:MAIL_BYTES].replace("\xa0", " "))
+        text = re.sub(NO_CODE, " ", text[:MAIL_BYTES].replace("\xa0", " "))
         for match in re.finditer(CODE_FORM, text):
             start, end = match.span()
-            sentence = re.split(r"[.!?\n]", text[end : end + 40])[0]
-            around = text[max(0, start - 80) : start] + "\0" + sentence
-            code, rank = re.sub("[ -]", "", match.group()), int(end - start == 6)
-            rank = 2 if re.search(IS_CODE, around) else rank
-            if code not in tried and rank > best[0] and not re.search(IS_OTHER, around):
+            near = text[max(0, start - 80) : start] + re.split(r"[.!?\n]", text[end : end + 40])[0]
+            rank = 2 if re.search(NEAR_CODE, near) else int(end - start == 6)
+            code = re.sub("[ -]", "", match.group())
+            if code not in tried and rank > best[0]:
                 best = rank, code
     return best[1]
 
@@ -1317,7 +1315,7 @@ def watch_mbox(ctx, path, email):
 
 def words_of(error):
     """A mail server may say anything: harmless and short."""
-    words = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or error.args[0]
+    words = error.args[-1]
     words = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
     return harmless(words)[:200]
 
@@ -1328,10 +1326,9 @@ def log_in(ctx, box, user, host):
 
     token, password = map(ctx.env.get, ("SCRIPTO_MAIL_TOKEN", "SCRIPTO_MAIL_PASSWORD"))
     try:
-        if not token and not password:
-            login, _, password = netrc.netrc().authenticators(host) or ("", "", "")
-            password = password if login == user else ""
-    except (OSError, ValueError, netrc.NetrcParseError):
+        login, _, stored = netrc.netrc().authenticators(host)
+        password = password or login == user and stored
+    except (OSError, TypeError, ValueError, netrc.NetrcParseError):
         pass  # there is none, or others can read it
     if not token and not password:
         raise refused(f"There is no password for {readable(user)} at {host}.", NEXT_PASSWORD)
@@ -1358,18 +1355,19 @@ def open_imap(ctx, url):
     if not match:
         raise refused("An IMAP mailbox has a user and a host here, and no password.", NEXT_SOURCE)
     secure, user, host, port, folder = map(unquote, match.groups(""))
-    host, folder = host.strip("[]"), re.sub(r'(["\\])', r"\\\1", folder or "INBOX")
+    host = host.strip("[]")
+    folder = '"' + re.sub(r'(["\\])', r"\\\1", folder or "INBOX") + '"'
     try:
         if secure:
             box = imaplib.IMAP4_SSL(host, int(port or 993), ssl_context=checked_tls())
         else:
             box = imaplib.IMAP4(host, int(port or 143))
-        if not secure and not is_loopback(host):
-            box.starttls(checked_tls())
+            if not is_loopback(host):
+                box.starttls(checked_tls())
         box.sock.settimeout(LOCK_SECONDS)
         log_in(ctx, box, user, host)
-        status, reply = box.status(f'"{folder}"', "(UIDNEXT UIDVALIDITY)")
-        if status != "OK" or box.select(f'"{folder}"', readonly=True)[0] != "OK":
+        status, reply = box.status(folder, "(UIDNEXT UIDVALIDITY)")
+        if status != "OK" or box.select(folder, readonly=True)[0] != "OK":
             problem = f"{host} does not open that folder: {words_of(box.error(reply[-1]))}"
             raise refused(problem, "pass another /FOLDER in --code-from")
     except (OSError, OverflowError, UnicodeError, imaplib.IMAP4.error) as error:
@@ -1405,57 +1403,43 @@ SOURCES = {  # kind: (generator, seconds between two looks)
 }
 
 
-def follow(source, pause, queue, email, tried):
-    """What was found, and what a source raises, goes to that queue. In a thread: no time-out of
-    ours ends a name look-up, a read, a server that dribbles or a mail that is a puzzle."""
-    try:
-        for found in source:
-            queue.put({name: examine(found[name], email, tried) for name in found})
-            time.sleep(pause)
-    except Exception as error:  # whatever it is, it is raised below
-        queue.put(error)
-
-
-def next_found(ctx, queue, give_up):
-    """What follow() put there next, None once the time is over. Raises what it caught."""
-    from queue import Empty  # lazy
-
-    found = None
-    while found is None and time.monotonic() < give_up:
-        progress(ctx, f"Waiting for the code, {give_up - time.monotonic():.0f} seconds left")
-        try:
-            found = queue.get(timeout=0.2)
-        except Empty:
-            pass
-        finally:
-            progress(ctx, "")
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
-def open_source(ctx, text, email, seconds):
-    """(its queue, a set for the codes that were tried). Raises, before a code is asked for, what
-    is wrong with it."""
-    import queue  # lazy
-    import threading
-
+def source_of(ctx, text, email):
+    """(the generator, seconds between two looks)."""
     kind, _, place = text.partition(":")
     if kind not in SOURCES or bool(place) == (kind == "-"):
         raise refused("There is no such source of codes.", NEXT_SOURCE)
     watch, pause = SOURCES[kind]
     place = os.path.expanduser(place) if kind in ("maildir", "mbox") else place
-    source = watch(ctx, text if watch is watch_imap else place, email)
-    found, tried = queue.Queue(), set()
-    arguments = source, pause, found, email, tried
-    threading.Thread(target=follow, args=arguments, daemon=True).start()
+    return watch(ctx, text if watch is watch_imap else place, email), pause
+
+
+def follow(source, pause, looks, email, tried):
+    """Adds to `looks` what was found, and what a source raises. In a thread: no time-out of ours
+    ends a name look-up, a read, a server that dribbles or a mail that is a puzzle."""
+    wrong = refused
     try:
-        opened = next_found(ctx, found, time.monotonic() + seconds)
+        for found in source:
+            looks.append({name: examine(found[name], email, tried) for name in found})
+            wrong = blocked  # it was good once
+            time.sleep(pause)
     except OSError as error:
-        raise refused(f"{readable(place)} cannot be read: {error.strerror}.", NEXT_SOURCE)
-    if opened is None:
-        raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
-    return found, tried
+        looks.append(wrong(f"The mailbox cannot be read: {error.strerror}.", NEXT_SOURCE))
+    except Exception as error:  # whatever it is, it is raised below
+        looks.append(error)
+
+
+def next_look(ctx, looks, give_up):
+    """What follow() added first, None once the time is over. Raises what it caught."""
+    try:
+        while not looks and time.monotonic() < give_up:
+            progress(ctx, f"Waiting for the code, {give_up - time.monotonic():.0f} seconds left")
+            time.sleep(0.02)
+    finally:
+        progress(ctx, "")
+    look = looks.pop(0) if looks else None
+    if isinstance(look, Exception):
+        raise look
+    return look
 
 
 def what_came(looked, email):
@@ -1469,13 +1453,22 @@ def what_came(looked, email):
     return text + "; a spam folder is worth a look (for IMAP: .../Junk)"
 
 
-def codes_from(ctx, source, email, seconds, then):
-    """Yields each code once, as it comes. Raises when the time is over or no more can come; `then`
-    is how to go on."""
-    (queue, tried), give_up, looked = source, time.monotonic() + seconds, {}
+def codes_from(ctx, text, email, seconds, then):
+    """Yields None once that source is open, then each code once, as it comes. Raises what is wrong
+    with the source; later, when the time is over or no more can come, with `then` as next action.
+    """
+    import threading  # lazy
+
+    (source, pause), looks, tried, looked = source_of(ctx, text, email), [], set(), {}
+    arguments = source, pause, looks, email, tried
+    threading.Thread(target=follow, args=arguments, daemon=True).start()
+    if next_look(ctx, looks, time.monotonic() + seconds) is None:
+        raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
+    yield None
+    give_up = time.monotonic() + seconds
     try:
         while True:
-            found = next_found(ctx, queue, give_up)
+            found = next_look(ctx, looks, give_up)
             if found is None:
                 problem = f"No code came within {seconds} seconds: {what_came(looked, email)}."
                 raise ScriptoError("network-error", problem, then)
@@ -1485,8 +1478,6 @@ def codes_from(ctx, source, email, seconds, then):
                 if code and code not in tried:
                     tried.add(code)
                     yield code
-    except OSError as error:
-        raise blocked(f"The mailbox cannot be read any more: {error.strerror}.", then)
     except ScriptoError as error:
         error.next_action = then
         raise
@@ -1595,10 +1586,11 @@ def cmd_login_complete(ctx, args):
 
 
 def codes_typed(ctx, prepared, then):
-    """Yields what is typed at the terminal. An empty line may ask for a new code."""
+    """Yields None, then what is typed at the terminal. An empty line may ask for a new code."""
+    yield None
     while True:
-        code = read_line(ctx, "Code: ").strip()
-        reply = "" if code else read_line(ctx, "Send a new code? [y/n] ").strip().lower()
+        code = read_line(ctx, "Code: ")
+        reply = "" if code else read_line(ctx, "Send a new code? [y/n] ").lower()
         if code:
             yield code
         elif reply in ("y", "yes"):
@@ -1610,20 +1602,21 @@ def codes_typed(ctx, prepared, then):
 def cmd_login(ctx, args):
     """Both steps in one. A wrong code is not the end: a right one may come yet."""
     prepared = prepare_sign_in(ctx, args, "login")
+    email, place = prepared.email, args.code_from or ctx.env.get("SCRIPTO_CODE_FROM")
     seconds = check_number(args.timeout or "90", "--timeout", 3600, 1)
-    more = ("--name", args.name), ("--profile-name", args.profile_name)
-    then = "".join(second_step(args, prepared.email, *more))
-    place = args.code_from or ctx.env.get("SCRIPTO_CODE_FROM")
-    if not place and not is_terminal(ctx.stdin):
-        first = flagged("--email", prepared.email) + second_step(args, prepared.email)[1]
+    then = "".join(second_step(args, email, ("--name", args.name),
+                               ("--profile-name", args.profile_name)))
+    if place:
+        codes = codes_from(ctx, place, email, seconds, then)
+    elif is_terminal(ctx.stdin):
+        codes = codes_typed(ctx, prepared, then)
+    else:
+        first = flagged("--email", email) + second_step(args, email)[1]
         hint = f"pass --code-from, or in two steps: scripto auth login-request{first}; then: {then}"
         raise refused("There is no terminal to ask for the code at.", hint)
-    source = open_source(ctx, place, prepared.email, seconds) if place else None
-    request_code(ctx, prepared.target, prepared.email, "login")
-    say(ctx, f"Sign-in code sent to {prepared.email}. If this is cut off, go on with:", "  " + then)
-    codes = codes_typed(ctx, prepared, then)
-    if source:
-        codes = codes_from(ctx, source, prepared.email, seconds, then)
+    next(codes)  # what is wrong with a mailbox costs no code
+    request_code(ctx, prepared.target, email, "login")
+    say(ctx, f"Sign-in code sent to {email}. If this is cut off, go on with:", "  " + then)
     for code in codes:
         try:
             return complete_sign_in(ctx, prepared, check_code(code))
