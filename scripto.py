@@ -1186,28 +1186,28 @@ NEXT_SOURCE = "see what --code-from takes: scripto auth login --help"
 NEXT_MAIL_SERVER = "check --code-from; SSL_CERT_FILE may name who signed a certificate"
 NEXT_PASSWORD = ("check USER, SCRIPTO_MAIL_PASSWORD or ~/.netrc (mode 0600); the server may want an "
                  "app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
-# A code is in no longer number, amount, colour or path; what is none is taken out first.
+# A code is in no longer number, amount, colour or path. In what stands around it, it is a \0.
 CODE_FORM = (r"(?<![^\W_])(?<![#$€£+/&@%.,-])(?<![0-9][ -])"
              r"(?:[0-9]{6}|[0-9]{3}[ -][0-9]{3}|[0-9](?: [0-9]){5})"
              r"(?![^\W_]|[%/@-]|[.,: -][0-9])")
 OTHER = (r"(?:order|invoice|receipt|ref(?:erence)?|ticket|case|booking|number|no|nr|id|tel|fax|"
          r"phone|total|amount|(?:zip|postal|promo|voucher|error|area) code)")
-NO_CODE = (r"(?i)\b(?:https?://|www\.)\S+"
-           rf"|\b{OTHER}(?: is)?\W{{0,80}}{CODE_FORM}|{CODE_FORM} is (?:your |the )?{OTHER}\b")
-NEAR_CODE = r"(?i)\b(?:pass)?code|verif|sign.?in|log.?in|one.time|\botp\b"
+IS_OTHER = rf"(?i)\b{OTHER}(?: is)?\W*\0|\0 is (?:your |the )?{OTHER}\b"
+IS_CODE = r"(?i)\b(?:pass)?code|verif|sign.?in|log.?in|one.time|\botp\b"
 
 
 def find_code(texts, tried):
     """The six digits that are most likely a code, and none of the tried; None for none."""
     best = 0, None
     for text in texts:
-        text = re.sub(NO_CODE, " ", text[:MAIL_BYTES].replace("\xa0", " "))
+        text = re.sub(r"\b(?:https?://|www\.)\S+", " ", text[:MAIL_BYTES].replace("\xa0", " "))
         for match in re.finditer(CODE_FORM, text):
             start, end = match.span()
-            near = text[max(0, start - 80) : start] + re.split(r"[.!?\n]", text[end : end + 40])[0]
-            rank = 2 if re.search(NEAR_CODE, near) else int(end - start == 6)
+            sentence = re.split(r"[.!?\n]", text[end : end + 40])[0]
+            around = text[max(0, start - 80) : start] + "\0" + sentence
             code = re.sub("[ -]", "", match.group())
-            if code not in tried and rank > best[0]:
+            rank = 2 if re.search(IS_CODE, around) else int(end - start == 6)
+            if code not in tried and rank > best[0] and not re.search(IS_OTHER, around):
                 best = rank, code
     return best[1]
 
@@ -1413,38 +1413,46 @@ def source_of(ctx, text, email):
     return watch(ctx, text if watch is watch_imap else place, email), pause
 
 
-def follow(source, pause, looks, email, tried):
-    """Adds to `looks` what was found, and what a source raises. In a thread: no time-out of ours
-    ends a name look-up, a read, a server that dribbles or a mail that is a puzzle."""
-    wrong = refused
-    try:
-        for found in source:
-            looks.append({name: examine(found[name], email, tried) for name in found})
-            wrong = blocked  # it was good once
-            time.sleep(pause)
-    except OSError as error:
-        looks.append(wrong(f"The mailbox cannot be read: {error.strerror}.", NEXT_SOURCE))
-    except Exception as error:  # whatever it is, it is raised below
-        looks.append(error)
+def codes_in(source, pause, email, looked):
+    """Yields None once the source is open, then each code once, as it comes. `looked` gets whether
+    what was found is to that email, by its name."""
+    tried = set()
+    next(source)
+    yield None
+    for found in source:
+        for name in sorted(found, reverse=True):  # the newest first
+            looked[name], code = examine(found[name], email, tried)
+            if code:
+                tried.add(code)
+                yield code
+        time.sleep(pause)
 
 
-def next_look(ctx, looks, give_up):
-    """What follow() added first, None once the time is over. Raises what it caught."""
-    try:
-        while not looks and time.monotonic() < give_up:
+def next_code(ctx, codes, give_up):
+    """As within(), since no time-out of ours ends a server that dribbles or a mail that is a
+    puzzle. Meanwhile one line at a terminal counts the seconds."""
+    import threading  # lazy
+
+    done = threading.Event()
+
+    def count_down():
+        while not done.is_set():
             progress(ctx, f"Waiting for the code, {give_up - time.monotonic():.0f} seconds left")
-            time.sleep(0.02)
-    finally:
+            done.wait(0.2)
         progress(ctx, "")
-    look = looks.pop(0) if looks else None
-    if isinstance(look, Exception):
-        raise look
-    return look
+
+    counter = threading.Thread(target=count_down, daemon=True)
+    counter.start()
+    try:
+        return within(give_up - time.monotonic(), next, codes)
+    finally:
+        done.set()
+        counter.join()
 
 
 def what_came(looked, email):
     """In words, and none of them a mail's."""
-    to_us = [is_to_us for is_to_us, _ in looked.values()]
+    to_us = list(looked.values())
     if None in to_us:
         return "none in " + list(looked)[-1]
     text = f"{len(to_us) or 'no'} new messages" + f", none to {email}" * bool(to_us)
@@ -1454,30 +1462,28 @@ def what_came(looked, email):
 
 
 def codes_from(ctx, text, email, seconds, then):
-    """Yields None once that source is open, then each code once, as it comes. Raises what is wrong
-    with the source; later, when the time is over or no more can come, with `then` as next action.
-    """
-    import threading  # lazy
+    """Yields None once that source is open, then each code. Raises what is wrong with the source;
+    later, with `then` as next action, when the time is over or no more can come."""
+    import socket  # lazy
 
-    (source, pause), looks, tried, looked = source_of(ctx, text, email), [], set(), {}
-    arguments = source, pause, looks, email, tried
-    threading.Thread(target=follow, args=arguments, daemon=True).start()
-    if next_look(ctx, looks, time.monotonic() + seconds) is None:
+    looked = {}
+    codes = codes_in(*source_of(ctx, text, email), email, looked)
+    try:
+        next_code(ctx, codes, time.monotonic() + seconds)
+    except socket.timeout:
         raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
+    except OSError as error:
+        raise refused(f"The mailbox cannot be read: {error.strerror}.", NEXT_SOURCE)
     yield None
     give_up = time.monotonic() + seconds
     try:
         while True:
-            found = next_look(ctx, looks, give_up)
-            if found is None:
-                problem = f"No code came within {seconds} seconds: {what_came(looked, email)}."
-                raise ScriptoError("network-error", problem, then)
-            looked.update(found)
-            for name in sorted(found, reverse=True):  # the newest first
-                code = found[name][1]
-                if code and code not in tried:
-                    tried.add(code)
-                    yield code
+            yield next_code(ctx, codes, give_up)
+    except socket.timeout:
+        problem = f"No code came within {seconds} seconds: {what_came(looked, email)}."
+        raise ScriptoError("network-error", problem, then)
+    except OSError as error:
+        raise blocked(f"The mailbox cannot be read any more: {error.strerror}.", then)
     except ScriptoError as error:
         error.next_action = then
         raise
@@ -1917,37 +1923,37 @@ def cmd_api(ctx, args):
 
 
 # ---- Guide ----------------------------
-# What an agent reads that has seen nothing else: text here, tables from where the program has them.
+# What an agent reads that has seen nothing else.
 
 EXIT_STATUSES = {
     0: "done",
-    1: "it cannot be done so: `message` says why, `nextAction` what to do",
+    1: "not so: do what `nextAction` says",
     2: "a wrong flag, email, code or mailbox: mend what `message` names",
-    3: "the same may work later (network, backend, too many tries, no mail yet): wait, then retry",
+    3: "may work later (network, backend, too many tries, no mail yet): wait, then retry",
     4: "no valid key: sign in",
-    130: "interrupted, or declined at a prompt",
+    130: "interrupted or declined",
 }
 ENVIRONMENT = {
-    "SCRIPTO_API_KEY": "the key to use; no profile file is needed then",
+    "SCRIPTO_API_KEY": "the key to use, without a profile",
     "SCRIPTO_API_BASE_URL": "the backend to use",
     "SCRIPTO_PROFILE": "the profile to use instead of the active one",
-    "SCRIPTO_CODE_FROM": "the SOURCE of `auth login` without --code-from",
-    "SCRIPTO_MAIL_PASSWORD": "the password of an IMAP mailbox (else ~/.netrc)",
-    "SCRIPTO_MAIL_TOKEN": "an OAuth access token for it instead",
+    "SCRIPTO_CODE_FROM": "the SOURCE of `auth login`",
+    "SCRIPTO_MAIL_PASSWORD": "for IMAP (else ~/.netrc)",
+    "SCRIPTO_MAIL_TOKEN": "an OAuth access token instead",
     "SCRIPTO_TIMEOUT": "seconds for one request (30)",
-    "SCRIPTO_ALLOW_HTTP": "1 allows plain http beyond loopback",
-    "SCRIPTO_SMTP_PASSWORD": "the password of serve --mail smtp://user@host",
+    "SCRIPTO_ALLOW_HTTP": "1: plain http beyond loopback, too",
+    "SCRIPTO_SMTP_PASSWORD": "for serve --mail smtp://user@host",
 }
 GUIDE = """# Scripto: sign this machine in, with no browser
 
-You need Python 3.6 or newer and an email address whose mail you can read. A new email is signed
-up by signing in. The backend is THIS_URL.
+You need Python 3.6 or newer and an email address whose mail you can read; signing in signs up a
+new one. The backend is THIS_URL.
 
 ## Get it
 
 ```sh
 mkdir -p ~/.local/bin && cd ~/.local/bin && export PATH="$PWD:$PATH"
-curl -fsSo scripto THIS_URL/scripto.py && chmod +x scripto   # one file, it knows this backend
+curl -fsSo scripto THIS_URL/scripto.py && chmod +x scripto
 ```
 
 Without curl: `python3 -c 'import urllib.request as u; u.urlretrieve("THIS_URL/scripto.py",
@@ -1955,15 +1961,15 @@ Without curl: `python3 -c 'import urllib.request as u; u.urlretrieve("THIS_URL/s
 
 ## Sign in
 
-In one step, where a mailbox can be read (where SCRIPTO_CODE_FROM is set, leave --code-from out):
+In one step, where a mailbox can be read (leave --code-from out if SCRIPTO_CODE_FROM is set):
 
 ```sh
 scripto auth login --email you@example.com --code-from SOURCE --json
 ```
 
 SOURCE is `maildir:DIR`, `mbox:FILE`, `imaps://USER@HOST/INBOX` (password in SCRIPTO_MAIL_PASSWORD),
-`cmd:COMMAND` (a shell command that prints the code or the mail's text) or `-` (standard input). It
-waits up to 90 seconds (--timeout). In two steps, where somebody tells you the code:
+`cmd:COMMAND` (prints the code or the mail's text) or `-` (standard input). It waits 90 seconds
+(--timeout). In two steps, where somebody tells you the code:
 
 ```sh
 scripto auth login-request --email you@example.com --json
@@ -1971,11 +1977,11 @@ scripto auth login-complete --email you@example.com --code 123456 --json
 ```
 
 A code works once, within 10 minutes. After a wrong one the mailed code is still good: compare the
-digits and try again (3 tries). Never ask for new codes in a loop: there are 5 in 15 minutes.
+digits, try again (3 tries). Never ask for new codes in a loop: there are 5 in 15 minutes.
 
 ## Read the answer
 
-With --json exactly one line comes on standard output:
+With --json standard output is exactly one line:
 
 ```json
 {"success": true, "data": {"profile": "you", "active": true, "email": "you@example.com", \
@@ -1989,25 +1995,24 @@ On an error do what nextAction says, or show it to your user word for word. Exit
 EXIT_STATUSES
 ## Use the key
 
-It is stored in ~/.config/scripto/config.json, for you alone. Never print it, log it, or send it to
-another host than THIS_URL.
+It is in ~/.config/scripto/config.json. Never print it, log it, or send it to any host but THIS_URL.
 
 ```sh
-scripto whoami --json                 # whose key is in force
-scripto api /api/keys                 # one request with it, the reply as it came
-scripto run -- COMMAND                # COMMAND gets SCRIPTO_API_KEY and SCRIPTO_API_BASE_URL
+scripto whoami --json       # whose key it is
+scripto api /api/keys       # one request with it; prints the reply
+scripto run -- COMMAND      # which gets SCRIPTO_API_KEY and SCRIPTO_API_BASE_URL
 scripto auth token | sed 's/^/Authorization: Bearer /' | curl -fsS -H @- THIS_URL/api/keys
 ```
 
-SCRIPTO_API_KEY, if it is set, wins over what is stored. Routes, each with `Authorization: Bearer`:
-`GET /api/auth/me` (who), `GET /api/keys` (lists), `DELETE /api/keys/<id>` (revokes).
+SCRIPTO_API_KEY, if set, wins over it. Routes, with `Authorization: Bearer`: `GET /api/auth/me`
+(who), `GET /api/keys` (lists), `DELETE /api/keys/<id>` (revokes).
 
 ## Several identities
 
-Each sign-in makes a profile, named after the email, and makes it the active one. `scripto use`
-lists them, `scripto use NAME` switches; `--profile NAME` or SCRIPTO_PROFILE=NAME is for one
-command, or for agents side by side. `scripto logout [NAME]` forgets a key here and does not revoke
-it; with --revoke it does, as `scripto keys list` and `scripto keys revoke ID` do for any key.
+Each sign-in makes a profile, named after the email, and activates it. `scripto use` lists them,
+`scripto use NAME` switches; `--profile NAME` or SCRIPTO_PROFILE=NAME is for one command, or for
+agents side by side. `scripto logout [NAME]` forgets a key and does not revoke it; with --revoke it
+does, as `scripto keys revoke ID` does for any of `scripto keys list`.
 
 More: `scripto doctor` (what is wrong here), `scripto guide --json` (every command and flag).
 """
@@ -2029,10 +2034,11 @@ def cmd_guide(ctx, args):
     """The JSON is made of the tables that the program runs by; a default stands in parentheses in
     what an option is for."""
     url = given_url(ctx, args)[0] or default_url(ctx)
+    flags = dict(ctx.options, **{"--": ("COMMAND", "a command to run, with all behind it")})
     options = [
         {"name": name, "takes": takes, "purpose": purpose,
          "default": (re.findall(r"\(([0-9.]+)\)", purpose) + [None])[0]}
-        for name, (takes, purpose) in ctx.options.items()]
+        for name, (takes, purpose) in flags.items()]
     commands = [
         {"name": name, "purpose": command.purpose, "takes": command.takes.split(),
          "example": f"scripto {name} {command.example}".strip(), "changes": command.changes}
