@@ -1403,29 +1403,29 @@ SOURCES = {  # kind: (generator, seconds between two looks)
 }
 
 
-def source_of(ctx, text, email):
-    """(the generator, seconds between two looks)."""
+def codes_in(ctx, text, email, looked):
+    """Yields None once that source is open, then each code once, as it comes. `looked` gets whether
+    what was found is to that email, by its name."""
     kind, _, place = text.partition(":")
     if kind not in SOURCES or bool(place) == (kind == "-"):
         raise refused("There is no such source of codes.", NEXT_SOURCE)
     watch, pause = SOURCES[kind]
     place = os.path.expanduser(place) if kind in ("maildir", "mbox") else place
-    return watch(ctx, text if watch is watch_imap else place, email), pause
-
-
-def codes_in(source, pause, email, looked):
-    """Yields None once the source is open, then each code once, as it comes. `looked` gets whether
-    what was found is to that email, by its name."""
-    tried = set()
-    next(source)
-    yield None
-    for found in source:
-        for name in sorted(found, reverse=True):  # the newest first
-            looked[name], code = examine(found[name], email, tried)
-            if code:
-                tried.add(code)
-                yield code
-        time.sleep(pause)
+    place = text if watch is watch_imap else place
+    source, tried, wrong = watch(ctx, place, email), set(), refused
+    try:
+        next(source)
+        yield None
+        wrong = blocked
+        for found in source:
+            for name in sorted(found, reverse=True):  # the newest first
+                looked[name], code = examine(found[name], email, tried)
+                if code:
+                    tried.add(code)
+                    yield code
+            time.sleep(pause)
+    except OSError as error:
+        raise wrong(f"The mailbox cannot be read: {error.strerror}.", NEXT_SOURCE)
 
 
 def next_code(ctx, codes, give_up):
@@ -1467,14 +1467,11 @@ def codes_from(ctx, text, email, seconds, then):
     import socket  # lazy
 
     looked = {}
-    codes = codes_in(*source_of(ctx, text, email), email, looked)
+    codes = codes_in(ctx, text, email, looked)
     try:
-        next_code(ctx, codes, time.monotonic() + seconds)
+        yield next_code(ctx, codes, time.monotonic() + seconds)
     except socket.timeout:
         raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
-    except OSError as error:
-        raise refused(f"The mailbox cannot be read: {error.strerror}.", NEXT_SOURCE)
-    yield None
     give_up = time.monotonic() + seconds
     try:
         while True:
@@ -1482,8 +1479,6 @@ def codes_from(ctx, text, email, seconds, then):
     except socket.timeout:
         problem = f"No code came within {seconds} seconds: {what_came(looked, email)}."
         raise ScriptoError("network-error", problem, then)
-    except OSError as error:
-        raise blocked(f"The mailbox cannot be read any more: {error.strerror}.", then)
     except ScriptoError as error:
         error.next_action = then
         raise
