@@ -1184,8 +1184,8 @@ def backend_error(status, value, hint, key_source=None):
 MAIL_BYTES = 1 << 20  # that are looked at of one mail, or of what a command prints
 NEXT_SOURCE = "see what --code-from takes: scripto auth login --help"
 NEXT_MAIL_SERVER = "check --code-from; SSL_CERT_FILE may name who signed a certificate"
-NEXT_PASSWORD = ("check USER, SCRIPTO_MAIL_PASSWORD or ~/.netrc (mode 0600); the server may want an "
-                 "app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
+NEXT_PASSWORD = ("check USER, SCRIPTO_MAIL_PASSWORD or ~/.netrc (mode 0600); the server may want an"
+                 " app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
 # A code is in no longer number, amount, colour or path. In what stands around it, it is a \0.
 CODE_FORM = (r"(?<![^\W_])(?<![#$€£+/&@%.,-])(?<![0-9][ -])"
              r"(?:[0-9]{6}|[0-9]{3}[ -][0-9]{3}|[0-9](?: [0-9]){5})"
@@ -1436,9 +1436,8 @@ def next_code(ctx, codes, give_up):
     done = threading.Event()
 
     def count_down():
-        while not done.is_set():
+        while not done.wait(0.2):
             progress(ctx, f"Waiting for the code, {give_up - time.monotonic():.0f} seconds left")
-            done.wait(0.2)
         progress(ctx, "")
 
     counter = threading.Thread(target=count_down, daemon=True)
