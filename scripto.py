@@ -1182,13 +1182,11 @@ def backend_error(status, value, hint, key_source=None):
 # digits leave this section: what strangers write reaches neither screen nor log.
 
 MAIL_BYTES = 1 << 20  # that are looked at of one mail, or of what a command prints
-NEXT_SOURCE = ("pass --code-from with -, cmd:COMMAND, maildir:DIR, mbox:FILE or "
-               "imaps://USER@HOST[:PORT][/FOLDER]")
+NEXT_SOURCE = "see what --code-from takes: scripto auth login --help"
 NEXT_MAIL_SERVER = "check --code-from; SSL_CERT_FILE may name who signed a certificate"
-NEXT_PASSWORD = ("check USER and SCRIPTO_MAIL_PASSWORD (or ~/.netrc, mode 0600); where passwords "
-                 "are switched off: an app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
-# The shapes of a code, in no longer number, amount, colour or path; and what the words around it,
-# where it is a \0, say of it.
+NEXT_PASSWORD = ("check USER, SCRIPTO_MAIL_PASSWORD or ~/.netrc (mode 0600); the server may want an"
+                 " app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
+# A code is in no longer number, amount, colour or path. In what stands around it, it is a \0.
 CODE_FORM = (r"(?<![^\W_])(?<![#$€£+/&@%.,-])(?<![0-9][ -])"
              r"(?:[0-9]{6}|[0-9]{3}[ -][0-9]{3}|[0-9](?: [0-9]){5})"
              r"(?![^\W_]|[%/@-]|[.,: -][0-9])")
@@ -1207,8 +1205,8 @@ def find_code(texts, tried):
             start, end = match.span()
             sentence = re.split(r"[.!?\n]", text[end : end + 40])[0]
             around = text[max(0, start - 80) : start] + "\0" + sentence
-            code, rank = re.sub("[ -]", "", match.group()), int(end - start == 6)
-            rank = 2 if re.search(IS_CODE, around) else rank
+            code = re.sub("[ -]", "", match.group())
+            rank = 2 if re.search(IS_CODE, around) else int(end - start == 6)
             if code not in tried and rank > best[0] and not re.search(IS_OTHER, around):
                 best = rank, code
     return best[1]
@@ -1317,7 +1315,7 @@ def watch_mbox(ctx, path, email):
 
 def words_of(error):
     """A mail server may say anything: harmless and short."""
-    words = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or error.args[0]
+    words = error.args[-1]
     words = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
     return harmless(words)[:200]
 
@@ -1328,10 +1326,9 @@ def log_in(ctx, box, user, host):
 
     token, password = map(ctx.env.get, ("SCRIPTO_MAIL_TOKEN", "SCRIPTO_MAIL_PASSWORD"))
     try:
-        if not token and not password:
-            login, _, password = netrc.netrc().authenticators(host) or ("", "", "")
-            password = password if login == user else ""
-    except (OSError, ValueError, netrc.NetrcParseError):
+        login, _, stored = netrc.netrc().authenticators(host)
+        password = password or login == user and stored
+    except (OSError, TypeError, ValueError, netrc.NetrcParseError):
         pass  # there is none, or others can read it
     if not token and not password:
         raise refused(f"There is no password for {readable(user)} at {host}.", NEXT_PASSWORD)
@@ -1358,18 +1355,19 @@ def open_imap(ctx, url):
     if not match:
         raise refused("An IMAP mailbox has a user and a host here, and no password.", NEXT_SOURCE)
     secure, user, host, port, folder = map(unquote, match.groups(""))
-    host, folder = host.strip("[]"), re.sub(r'(["\\])', r"\\\1", folder or "INBOX")
+    host = host.strip("[]")
+    folder = '"' + re.sub(r'(["\\])', r"\\\1", folder or "INBOX") + '"'
     try:
         if secure:
             box = imaplib.IMAP4_SSL(host, int(port or 993), ssl_context=checked_tls())
         else:
             box = imaplib.IMAP4(host, int(port or 143))
-        if not secure and not is_loopback(host):
-            box.starttls(checked_tls())
+            if not is_loopback(host):
+                box.starttls(checked_tls())
         box.sock.settimeout(LOCK_SECONDS)
         log_in(ctx, box, user, host)
-        status, reply = box.status(f'"{folder}"', "(UIDNEXT UIDVALIDITY)")
-        if status != "OK" or box.select(f'"{folder}"', readonly=True)[0] != "OK":
+        status, reply = box.status(folder, "(UIDNEXT UIDVALIDITY)")
+        if status != "OK" or box.select(folder, readonly=True)[0] != "OK":
             problem = f"{host} does not open that folder: {words_of(box.error(reply[-1]))}"
             raise refused(problem, "pass another /FOLDER in --code-from")
     except (OSError, OverflowError, UnicodeError, imaplib.IMAP4.error) as error:
@@ -1405,62 +1403,55 @@ SOURCES = {  # kind: (generator, seconds between two looks)
 }
 
 
-def follow(source, pause, queue, email, tried):
-    """What was found, and what a source raises, goes to that queue. In a thread: no time-out of
-    ours ends a name look-up, a read, a server that dribbles or a mail that is a puzzle."""
-    try:
-        for found in source:
-            queue.put({name: examine(found[name], email, tried) for name in found})
-            time.sleep(pause)
-    except Exception as error:  # whatever it is, it is raised below
-        queue.put(error)
-
-
-def next_found(ctx, queue, give_up):
-    """What follow() put there next, None once the time is over. Raises what it caught."""
-    from queue import Empty  # lazy
-
-    found = None
-    while found is None and time.monotonic() < give_up:
-        progress(ctx, f"Waiting for the code, {give_up - time.monotonic():.0f} seconds left")
-        try:
-            found = queue.get(timeout=0.2)
-        except Empty:
-            pass
-        finally:
-            progress(ctx, "")
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
-def open_source(ctx, text, email, seconds):
-    """(its queue, a set for the codes that were tried). Raises, before a code is asked for, what
-    is wrong with it."""
-    import queue  # lazy
-    import threading
-
+def codes_in(ctx, text, email, looked):
+    """Yields None once that source is open, then each code once, as it comes. `looked` gets whether
+    what was found is to that email, by its name."""
     kind, _, place = text.partition(":")
     if kind not in SOURCES or bool(place) == (kind == "-"):
         raise refused("There is no such source of codes.", NEXT_SOURCE)
     watch, pause = SOURCES[kind]
     place = os.path.expanduser(place) if kind in ("maildir", "mbox") else place
-    source = watch(ctx, text if watch is watch_imap else place, email)
-    found, tried = queue.Queue(), set()
-    arguments = source, pause, found, email, tried
-    threading.Thread(target=follow, args=arguments, daemon=True).start()
+    place = text if watch is watch_imap else place
+    source, tried, wrong = watch(ctx, place, email), set(), refused
     try:
-        opened = next_found(ctx, found, time.monotonic() + seconds)
+        next(source)
+        yield None
+        wrong = blocked
+        for found in source:
+            for name in sorted(found, reverse=True):  # the newest first
+                looked[name], code = examine(found[name], email, tried)
+                if code:
+                    tried.add(code)
+                    yield code
+            time.sleep(pause)
     except OSError as error:
-        raise refused(f"{readable(place)} cannot be read: {error.strerror}.", NEXT_SOURCE)
-    if opened is None:
-        raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
-    return found, tried
+        raise wrong(f"The mailbox cannot be read: {error.strerror}.", NEXT_SOURCE)
+
+
+def next_code(ctx, codes, give_up):
+    """As within(), since no time-out of ours ends a server that dribbles or a mail that is a
+    puzzle. Meanwhile one line at a terminal counts the seconds."""
+    import threading  # lazy
+
+    done = threading.Event()
+
+    def count_down():
+        while not done.wait(0.2):
+            progress(ctx, f"Waiting for the code, {give_up - time.monotonic():.0f} seconds left")
+        progress(ctx, "")
+
+    counter = threading.Thread(target=count_down, daemon=True)
+    counter.start()
+    try:
+        return within(give_up - time.monotonic(), next, codes)
+    finally:
+        done.set()
+        counter.join()
 
 
 def what_came(looked, email):
     """In words, and none of them a mail's."""
-    to_us = [is_to_us for is_to_us, _ in looked.values()]
+    to_us = list(looked.values())
     if None in to_us:
         return "none in " + list(looked)[-1]
     text = f"{len(to_us) or 'no'} new messages" + f", none to {email}" * bool(to_us)
@@ -1469,24 +1460,24 @@ def what_came(looked, email):
     return text + "; a spam folder is worth a look (for IMAP: .../Junk)"
 
 
-def codes_from(ctx, source, email, seconds, then):
-    """Yields each code once, as it comes. Raises when the time is over or no more can come; `then`
-    is how to go on."""
-    (queue, tried), give_up, looked = source, time.monotonic() + seconds, {}
+def codes_from(ctx, text, email, seconds, then):
+    """Yields None once that source is open, then each code. Raises what is wrong with the source;
+    later, with `then` as next action, when the time is over or no more can come."""
+    import socket  # lazy
+
+    looked = {}
+    codes = codes_in(ctx, text, email, looked)
+    try:
+        yield next_code(ctx, codes, time.monotonic() + seconds)
+    except socket.timeout:
+        raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
+    give_up = time.monotonic() + seconds
     try:
         while True:
-            found = next_found(ctx, queue, give_up)
-            if found is None:
-                problem = f"No code came within {seconds} seconds: {what_came(looked, email)}."
-                raise ScriptoError("network-error", problem, then)
-            looked.update(found)
-            for name in sorted(found, reverse=True):  # the newest first
-                code = found[name][1]
-                if code and code not in tried:
-                    tried.add(code)
-                    yield code
-    except OSError as error:
-        raise blocked(f"The mailbox cannot be read any more: {error.strerror}.", then)
+            yield next_code(ctx, codes, give_up)
+    except socket.timeout:
+        problem = f"No code came within {seconds} seconds: {what_came(looked, email)}."
+        raise ScriptoError("network-error", problem, then)
     except ScriptoError as error:
         error.next_action = then
         raise
@@ -1595,10 +1586,11 @@ def cmd_login_complete(ctx, args):
 
 
 def codes_typed(ctx, prepared, then):
-    """Yields what is typed at the terminal. An empty line may ask for a new code."""
+    """Yields None, then what is typed at the terminal. An empty line may ask for a new code."""
+    yield None
     while True:
-        code = read_line(ctx, "Code: ").strip()
-        reply = "" if code else read_line(ctx, "Send a new code? [y/n] ").strip().lower()
+        code = read_line(ctx, "Code: ")
+        reply = "" if code else read_line(ctx, "Send a new code? [y/n] ").lower()
         if code:
             yield code
         elif reply in ("y", "yes"):
@@ -1610,20 +1602,21 @@ def codes_typed(ctx, prepared, then):
 def cmd_login(ctx, args):
     """Both steps in one. A wrong code is not the end: a right one may come yet."""
     prepared = prepare_sign_in(ctx, args, "login")
+    email, place = prepared.email, args.code_from or ctx.env.get("SCRIPTO_CODE_FROM")
     seconds = check_number(args.timeout or "90", "--timeout", 3600, 1)
-    more = ("--name", args.name), ("--profile-name", args.profile_name)
-    then = "".join(second_step(args, prepared.email, *more))
-    place = args.code_from or ctx.env.get("SCRIPTO_CODE_FROM")
-    if not place and not is_terminal(ctx.stdin):
-        first = flagged("--email", prepared.email) + second_step(args, prepared.email)[1]
+    then = "".join(second_step(args, email, ("--name", args.name),
+                               ("--profile-name", args.profile_name)))
+    if place:
+        codes = codes_from(ctx, place, email, seconds, then)
+    elif is_terminal(ctx.stdin):
+        codes = codes_typed(ctx, prepared, then)
+    else:
+        first = flagged("--email", email) + second_step(args, email)[1]
         hint = f"pass --code-from, or in two steps: scripto auth login-request{first}; then: {then}"
         raise refused("There is no terminal to ask for the code at.", hint)
-    source = open_source(ctx, place, prepared.email, seconds) if place else None
-    request_code(ctx, prepared.target, prepared.email, "login")
-    say(ctx, f"Sign-in code sent to {prepared.email}. If this is cut off, go on with:", "  " + then)
-    codes = codes_typed(ctx, prepared, then)
-    if source:
-        codes = codes_from(ctx, source, prepared.email, seconds, then)
+    next(codes)  # what is wrong with a mailbox costs no code
+    request_code(ctx, prepared.target, email, "login")
+    say(ctx, f"Sign-in code sent to {email}. If this is cut off, go on with:", "  " + then)
     for code in codes:
         try:
             return complete_sign_in(ctx, prepared, check_code(code))
@@ -1924,69 +1917,77 @@ def cmd_api(ctx, args):
 
 
 # ---- Guide ----------------------------
-# What an agent reads that has seen nothing else: text here, tables from where the program has them.
+# What an agent reads that has seen nothing else.
 
 EXIT_STATUSES = {
     0: "done",
-    1: "it cannot be done so: `message` says why, `nextAction` what to do",
+    1: "not so: do what `nextAction` says",
     2: "a wrong flag, email, code or mailbox: mend what `message` names",
-    3: "the same may work later (network, backend, too many tries, no mail yet): wait, then retry",
+    3: "may work later (network, backend, too many tries, no mail yet): wait, then retry",
     4: "no valid key: sign in",
-    130: "interrupted, or declined at a prompt",
+    130: "interrupted or declined",
 }
 ENVIRONMENT = {
-    "SCRIPTO_API_KEY": "the key to use; no profile file is needed then",
+    "SCRIPTO_API_KEY": "the key to use, without a profile",
     "SCRIPTO_API_BASE_URL": "the backend to use",
     "SCRIPTO_PROFILE": "the profile to use instead of the active one",
-    "SCRIPTO_CODE_FROM": "the SOURCE of `auth login` without --code-from",
-    "SCRIPTO_MAIL_PASSWORD": "the password of an IMAP mailbox (else ~/.netrc)",
-    "SCRIPTO_MAIL_TOKEN": "an OAuth access token for it instead",
+    "SCRIPTO_CODE_FROM": "the SOURCE of `auth login`",
+    "SCRIPTO_MAIL_PASSWORD": "for IMAP (else ~/.netrc)",
+    "SCRIPTO_MAIL_TOKEN": "an OAuth access token instead",
     "SCRIPTO_TIMEOUT": "seconds for one request (30)",
-    "SCRIPTO_ALLOW_HTTP": "1 allows plain http beyond loopback",
-    "SCRIPTO_SMTP_PASSWORD": "the password of serve --mail smtp://user@host",
+    "SCRIPTO_ALLOW_HTTP": "1: plain http beyond loopback, too",
+    "SCRIPTO_SMTP_PASSWORD": "for serve --mail smtp://user@host",
 }
 GUIDE = """# Scripto: sign this machine in, with no browser
 
-You need Python 3.6 or newer and an email address whose mail you can read. A new email is signed
-up by signing in. The backend is THIS_URL.
+You need Python 3.6 or newer and an email address whose mail you can read; signing in signs up a
+new one. The backend is THIS_URL.
 
 ## Get it
 
 ```sh
-mkdir -p ~/.local/bin && cd ~/.local/bin && export PATH="$PWD:$PATH"
-curl -fsSo scripto THIS_URL/scripto.py && chmod +x scripto   # one file, it knows this backend
+mkdir -p ~/.local/bin && export PATH="$HOME/.local/bin:$PATH"
+curl -fsSo ~/.local/bin/scripto THIS_URL/scripto.py && chmod +x ~/.local/bin/scripto
 ```
 
-Without curl: `python3 -c 'import urllib.request as u; u.urlretrieve("THIS_URL/scripto.py",
-"scripto")'`. In a new shell set PATH again, or say `python3 ~/.local/bin/scripto` for `scripto`.
+Without curl, instead of the second line:
+
+```sh
+python3 -c 'import os, urllib.request as u; os.chmod(u.urlretrieve("THIS_URL/scripto.py",
+    os.path.expanduser("~/.local/bin/scripto"))[0], 0o755)'
+```
+
+In a new shell set PATH so again, or say `python3 ~/.local/bin/scripto` for `scripto`. Flags stand
+behind the command. `--api-url URL` (or SCRIPTO_API_BASE_URL) is for another backend than this.
 
 ## Sign in
 
-In one step, where a mailbox can be read (where SCRIPTO_CODE_FROM is set, leave --code-from out):
+In one step, where a mailbox can be read (leave --code-from out if SCRIPTO_CODE_FROM is set):
 
 ```sh
 scripto auth login --email you@example.com --code-from SOURCE --json
 ```
 
 SOURCE is `maildir:DIR`, `mbox:FILE`, `imaps://USER@HOST/INBOX` (password in SCRIPTO_MAIL_PASSWORD),
-`cmd:COMMAND` (a shell command that prints the code or the mail's text) or `-` (standard input). It
-waits up to 90 seconds (--timeout). In two steps, where somebody tells you the code:
+`cmd:COMMAND` (prints the code or the mail's text) or `-` (standard input). It waits 90 seconds
+(--timeout). In two steps, where somebody tells you the code:
 
 ```sh
 scripto auth login-request --email you@example.com --json
 scripto auth login-complete --email you@example.com --code 123456 --json
 ```
 
-A code works once, within 10 minutes. After a wrong one the mailed code is still good: compare the
-digits and try again (3 tries). Never ask for new codes in a loop: there are 5 in 15 minutes.
+A code works once, within 10 minutes, with 3 tries: after a wrong one the mailed code is still good,
+so compare the digits and repeat login-complete before you do what that error says. Never ask for
+new codes in a loop: an email gets 5 in 15 minutes.
 
 ## Read the answer
 
-With --json exactly one line comes on standard output:
+With --json standard output is exactly one line:
 
 ```json
 {"success": true, "data": {"profile": "you", "active": true, "email": "you@example.com", \
-"baseUrl": "THIS_URL", "apiKey": "scripto_********"}}
+"userId": "user_1", "keyId": "key_1", "baseUrl": "THIS_URL", "apiKey": "scripto_********"}}
 {"success": false, "error": {"code": "unauthenticated", "message": "There is no API key.", \
 "nextAction": "sign in with: scripto auth login-request --email <your-email>"}}
 ```
@@ -1996,25 +1997,25 @@ On an error do what nextAction says, or show it to your user word for word. Exit
 EXIT_STATUSES
 ## Use the key
 
-It is stored in ~/.config/scripto/config.json, for you alone. Never print it, log it, or send it to
-another host than THIS_URL.
+It is in ~/.config/scripto/config.json. Never print it, log it, or send it to any host but THIS_URL.
 
 ```sh
-scripto whoami --json                 # whose key is in force
-scripto api /api/keys                 # one request with it, the reply as it came
-scripto run -- COMMAND                # COMMAND gets SCRIPTO_API_KEY and SCRIPTO_API_BASE_URL
+scripto whoami --json       # whose key it is
+scripto api /api/keys       # one request with it; prints the reply
+scripto run -- COMMAND      # which gets SCRIPTO_API_KEY and SCRIPTO_API_BASE_URL
 scripto auth token | sed 's/^/Authorization: Bearer /' | curl -fsS -H @- THIS_URL/api/keys
 ```
 
-SCRIPTO_API_KEY, if it is set, wins over what is stored. Routes, each with `Authorization: Bearer`:
-`GET /api/auth/me` (who), `GET /api/keys` (lists), `DELETE /api/keys/<id>` (revokes).
+SCRIPTO_API_KEY, if set, wins over it. Routes, with `Authorization: Bearer`: `GET /api/auth/me`
+(who), `GET /api/keys` (lists), `DELETE /api/keys/<id>` (revokes).
 
 ## Several identities
 
-Each sign-in makes a profile, named after the email, and makes it the active one. `scripto use`
-lists them, `scripto use NAME` switches; `--profile NAME` or SCRIPTO_PROFILE=NAME is for one
-command, or for agents side by side. `scripto logout [NAME]` forgets a key here and does not revoke
-it; with --revoke it does, as `scripto keys list` and `scripto keys revoke ID` do for any key.
+Each sign-in makes a profile, named after the email or by --profile-name NAME, and activates it.
+`scripto use` lists them, `scripto use NAME` switches; `--profile NAME` or SCRIPTO_PROFILE=NAME takes
+one that exists for one command, or for agents side by side. `scripto logout [NAME]` forgets a key
+(without NAME: the active one's) and does not revoke it; with --revoke it does. `scripto keys list`
+shows all keys of the identity in force, `scripto keys revoke ID --yes` ends one.
 
 More: `scripto doctor` (what is wrong here), `scripto guide --json` (every command and flag).
 """

@@ -210,7 +210,7 @@ def test_what_is_no_code_is_not_tried(read):
 
 
 def test_mail_to_somebody_else_is_not_looked_into(read):
-    backend, run = read(STRANGERS.values(), "--timeout", "2", "--json")
+    backend, run = read(STRANGERS.values(), "--timeout", "8", "--json")
     assert backend.codes == []
     expected = "%d new messages, none to you@example.com" % len(STRANGERS)
     assert expected in run.error["message"]
