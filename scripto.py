@@ -1289,17 +1289,14 @@ class Store:
             flags = os.O_RDWR | NONBLOCK | (os.O_CREAT if serving else 0)
             os.close(os.open(path, flags, 0o600))
             self.file, self.db = os.stat(path), self.connect(WRITE_SECONDS, "FULL")
-            with self.db:  # one view of it, and before the first change: it may not be ours
-                self.run("BEGIN")
-                if self.version() < len(MIGRATIONS) and not serving:
-                    raise self.trouble("is an older scripto's", "run scripto serve on it, once")
+            self.write(self.migrate, serving)
             if serving:
                 os.chmod(path, 0o600)
                 self.run("PRAGMA journal_mode = WAL")
-                self.write(self.migrate)
             self.reader = self.connect(0.2, "NORMAL")
             self.read("PRAGMA wal_autocheckpoint = 0")  # which would wait for the disk
             self.secret = self.read("SELECT value FROM secret")[0][0]
+            self.check()  # which opens SQLite's other files, while there are descriptors left
         except (OSError, UnicodeError, sqlite3.Error) as error:
             hint = "mend that, or pass --db FILE if you mean another"
             if type(error) is sqlite3.DatabaseError:  # it is damaged, or none
@@ -1346,14 +1343,12 @@ class Store:
             with self.db:  # commits
                 self.run("BEGIN IMMEDIATE")
                 try:
-                    return work(*values), None
+                    return work(*values)
                 except ScriptoError as error:
-                    return None, error
-
-        result, refusal = self.hold(WRITE_SECONDS, transaction)
-        if refusal:
+                    refusal = error
             raise refusal
-        return result
+
+        return self.hold(WRITE_SECONDS, transaction)
 
     def check(self):
         """Raises unless both connections read, and from the file at its path: what goes into one
@@ -1364,18 +1359,18 @@ class Store:
         if not os.path.samestat(self.file, os.stat(self.path)):
             raise OSError(errno.ESTALE, "another database is in its place")
 
-    def version(self):
-        """Raises for a file that is not this program's."""
+    def migrate(self, serving):
+        """Raises, with nothing changed, for a file that is not this program's."""
         version = self.run("PRAGMA user_version")[0][0]
         names = {row[0] for row in self.run("SELECT name FROM sqlite_master")}
         if {"secret", "events"} - names if version else names:
             raise self.trouble("belongs to another program", "pass another file with --db")
         if version > len(MIGRATIONS):
             raise self.trouble("was made by a newer scripto", "update scripto; keep the file")
-        return version
-
-    def migrate(self):
-        version = self.version()
+        if version == len(MIGRATIONS):
+            return
+        if not serving:
+            raise self.trouble("is an older scripto's", "run scripto serve on it, once")
         for statement in ";".join(MIGRATIONS[version:]).split(";"):
             self.run(statement)
         if version == 0:
@@ -1445,11 +1440,10 @@ class Store:
         self.sweep()
         self.check_limits("wrong", email, address)
         now, entered = time.time(), self.code_hash(email, code)
-        rows = self.run("SELECT hash, attempts FROM live WHERE email = ?"
+        live = self.run("SELECT hash FROM live WHERE email = ? AND attempts > 0"
                         " AND expires_at BETWEEN ? AND ? ORDER BY id DESC LIMIT ?",
                         email, now, now + CODE_SECONDS, LIVE_CODES)
-        live = [each for each, attempts in rows if attempts > 0]
-        if not any([hmac.compare_digest(each, entered) for each in live]):
+        if not any([hmac.compare_digest(each, entered) for each, in live]):
             if live:
                 self.run("UPDATE live SET attempts = attempts - 1 WHERE email = ?", email)
                 self.add_event("wrong", email, address)
@@ -1927,8 +1921,9 @@ class RequestHandler:
         from email.utils import formatdate
 
         self.server.expect(self.connection, READ_SECONDS)  # to take it, and for the next request
-        kind = "application/json" if isinstance(body, dict) else "text/plain; charset=utf-8"
-        body = json.dumps(body).encode("ascii") if isinstance(body, dict) else body
+        kind = "text/plain; charset=utf-8"
+        if isinstance(body, dict):
+            kind, body = "application/json", json.dumps(body).encode("ascii")
         if status != 204:
             headers = headers + [("Content-Type", kind), ("Content-Length", len(body))]
         headers = headers + [("Connection", "close")] * (not self.keep) + [
@@ -2004,18 +1999,13 @@ def backend_for(ctx, args, host):
 
 
 def try_mail(backend, to):
-    """One mail, or without an address only the way there. Returns what is wrong, if anything."""
+    """One mail, or without an address only the way there. Raises internal."""
     try:
         subject, text = "A test of Scripto's mail", "It arrived.\n"
         backend.deliver(to and compose(backend.sender, to, subject, text), to)
     except MAIL_ERRORS as error:
-        return f"Mail does not go: {type(error).__name__}, {error}."
-
-
-def send_test_mail(backend, to):
-    trouble = try_mail(backend, to)
-    if trouble:
-        raise ScriptoError("internal", trouble, "mend that, or pass another --mail")
+        problem = f"Mail does not go: {type(error).__name__}, {error}."
+        raise ScriptoError("internal", problem, "mend that, or pass another --mail")
     return {"ok": True, "to": to}, [f"✓ A mail to {to} is on its way"]
 
 
@@ -2027,9 +2017,10 @@ def introduce(ctx, backend):
                   " where a web server in front does")
     if is_terminal(ctx.stderr):
         say(ctx, f"{NEXT_SIGN_IN} --api-url {url}")
-    trouble = try_mail(backend, "")
-    if trouble:
-        backend.log(trouble)
+    try:
+        try_mail(backend, "")
+    except ScriptoError as error:
+        backend.log(error.message)
 
 
 def start_command(ctx, args, url):
@@ -2050,17 +2041,6 @@ def start_command(ctx, args, url):
         os.umask(own)
 
 
-def ended(process):
-    """The exit status, as a shell has it, or None. Waits a moment."""
-    import subprocess  # lazy
-
-    try:
-        status = process.wait(0.2)
-        return 128 - status if status < 0 else status
-    except subprocess.TimeoutExpired:
-        return None
-
-
 def caught_signals():
     """Those that are still to be heeded, in a list that grows. No queue: its lock would be waited
     for by a handler that interrupts its holder."""
@@ -2074,13 +2054,15 @@ def caught_signals():
 
 
 def wait_for_end(ctx, args, server, process, signals):
-    """Returns the exit status. A command gets the signals: all but a terminal's Ctrl-C, which
-    reaches it anyway, as all of them do on Windows. SIGHUP renews the certificate."""
+    """Returns the exit status, as a shell has it. A command gets the signals: all but a terminal's
+    Ctrl-C, which reaches it anyway, as all of them do on Windows. SIGHUP renews the certificate."""
     import signal  # lazy
 
-    status = None
-    while status is None:
-        status = ended(process) if process else time.sleep(0.2)
+    while True:
+        time.sleep(0.1)
+        status = process.poll() if process else None
+        if status is not None:
+            return 128 - status if status < 0 else status
         while signals:
             number = signals.pop(0)
             if number == getattr(signal, "SIGHUP", None):
@@ -2089,10 +2071,9 @@ def wait_for_end(ctx, args, server, process, signals):
                 except ScriptoError as error:
                     server.backend.log("the old one stays. " + error.message)
             elif not process:
-                status = 0
+                return 0
             elif os.name == "posix" and not (number == signal.SIGINT and is_terminal(ctx.stdin)):
                 process.send_signal(number)
-    return status
 
 
 def serve(ctx, args):
@@ -2102,7 +2083,7 @@ def serve(ctx, args):
     host, port = args.host or "127.0.0.1", check_number(args.port or "8787", "--port", 65535)
     backend = backend_for(ctx, args, host)
     if args.test_mail is not None:
-        return send_test_mail(backend, args.test_mail)
+        return try_mail(backend, args.test_mail)
     tls, backend.store = tls_context(args), Store(ctx, args.db)
     server = make_server(host, port)
     server.start(backend, tls, args.behind_proxy)
