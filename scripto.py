@@ -1165,13 +1165,13 @@ def hang_up_late(smtp, done):
     the connection itself may come late."""
     import socket  # lazy
 
-    late = not done.wait(MAIL_SECONDS)
-    while late:
+    seconds = MAIL_SECONDS
+    while not done.wait(seconds):
+        seconds = 0.5
         try:
             socket.socket.shutdown(smtp.sock, socket.SHUT_RDWR)
         except (OSError, TypeError):
             pass  # gone, or not there yet
-        late = not done.wait(0.5)
 
 
 def hand_over(smtp, sender, message, to):
@@ -1184,8 +1184,7 @@ def hand_over(smtp, sender, message, to):
     except (smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError) as error:
         if getattr(error, "recipients", {}).get(to, (550,))[0] < 500:  # greylisting, say
             raise
-        problem = "The mail server takes no mail for that address."
-        raise refused(problem, NEXT_EMAIL + "login-request")
+        raise refused("The mail server takes no mail there.", NEXT_EMAIL + "login-request")
 
 
 def deliver_by_smtp(ctx, url, sender, message, to):
@@ -1211,9 +1210,9 @@ def deliver_by_smtp(ctx, url, sender, message, to):
         smtp.ehlo_or_helo_if_needed()
         if not secure and smtp.has_extn("starttls"):
             secure = smtp.starttls(context=tls_for_mail(url.hostname))[0] == 220
-        if user and not secure and not is_loopback(url.hostname):
-            raise smtplib.SMTPNotSupportedError("no TLS for the password")
         if user:
+            if not secure and not is_loopback(url.hostname):
+                raise smtplib.SMTPNotSupportedError("no TLS for the password")
             smtp.login(user, password)
         if message:
             hand_over(smtp, sender, message, to)
@@ -1425,9 +1424,9 @@ class Store:
         return self.add_event("request", email, address)
 
     def take_back(self, email, code, event):
-        """Both, or the code alone if there is no event."""
-        sql = "DELETE FROM live WHERE email = ? AND hash = ?"
-        self.run(sql, email, self.code_hash(email, code))
+        """The code, and its event if one is given."""
+        entered = self.code_hash(email, code)
+        self.run("DELETE FROM live WHERE email = ? AND hash = ?", email, entered)
         self.run("DELETE FROM events WHERE id = ? AND email = ?", event, email)
 
     def redeem(self, email, address, code, name):
@@ -1715,9 +1714,8 @@ def reply_to(backend, request):
     if request.method == "OPTIONS":
         return 204, b"", allow
     if request.method not in methods.split(", "):
-        error = refused(f"This path takes only {methods}.", NEXT_GUIDE, 405)
-        error.headers = allow
-        raise error
+        problem = f"This path takes only {methods}."
+        raise ScriptoError("invalid-argument", problem, NEXT_GUIDE, 405, allow)
     return route(backend, request)
 
 
@@ -1818,7 +1816,8 @@ class Connections:
         soon = time.monotonic() + 1  # time for the threads to read what is there
         with self.guard:
             for connection, until in self.deadlines.items():
-                self.deadlines[connection] = until if until == FOREVER else soon
+                if until < FOREVER:
+                    self.deadlines[connection] = soon
         while self.deadlines and time.monotonic() < soon + MAIL_SECONDS + READ_SECONDS:
             self.service_actions()
             time.sleep(0.02)
@@ -2013,8 +2012,7 @@ def introduce(ctx, backend):
     """Beside what is served: a mail server takes its time."""
     url = backend.public_url
     if url.startswith("http:") and not is_loopback(origin_of(url)[1].strip("[]")):
-        warn(ctx, "clients refuse plain http beyond loopback: serve https, or say by --public-url"
-                  " where a web server in front does")
+        warn(ctx, "clients refuse plain http beyond loopback: serve https, or set --public-url")
     if is_terminal(ctx.stderr):
         say(ctx, f"{NEXT_SIGN_IN} --api-url {url}")
     try:
@@ -2035,8 +2033,8 @@ def start_command(ctx, args, url):
     try:
         return subprocess.Popen(args.command, env=env)
     except (OSError, ValueError) as error:
-        text = f"'{readable(args.command[0])}' cannot be run: {error}."
-        raise refused(text, "look at the command behind --")
+        problem = f"'{readable(args.command[0])}' cannot be run: {error}."
+        raise refused(problem, "look at the command behind --")
     finally:
         os.umask(own)
 
