@@ -2135,13 +2135,13 @@ def hang_up_late(smtp, done):
     the connection itself may come late."""
     import socket  # lazy
 
-    late = not done.wait(MAIL_SECONDS)
-    while late:
+    seconds = MAIL_SECONDS
+    while not done.wait(seconds):
+        seconds = 0.5
         try:
             socket.socket.shutdown(smtp.sock, socket.SHUT_RDWR)
         except (OSError, TypeError):
             pass  # gone, or not there yet
-        late = not done.wait(0.5)
 
 
 def hand_over(smtp, sender, message, to):
@@ -2154,8 +2154,7 @@ def hand_over(smtp, sender, message, to):
     except (smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError) as error:
         if getattr(error, "recipients", {}).get(to, (550,))[0] < 500:  # greylisting, say
             raise
-        problem = "The mail server takes no mail for that address."
-        raise refused(problem, NEXT_EMAIL + "login-request")
+        raise refused("The mail server takes no mail there.", NEXT_EMAIL + "login-request")
 
 
 def deliver_by_smtp(ctx, url, sender, message, to):
@@ -2181,9 +2180,9 @@ def deliver_by_smtp(ctx, url, sender, message, to):
         smtp.ehlo_or_helo_if_needed()
         if not secure and smtp.has_extn("starttls"):
             secure = smtp.starttls(context=tls_for_mail(url.hostname))[0] == 220
-        if user and not secure and not is_loopback(url.hostname):
-            raise smtplib.SMTPNotSupportedError("no TLS for the password")
         if user:
+            if not secure and not is_loopback(url.hostname):
+                raise smtplib.SMTPNotSupportedError("no TLS for the password")
             smtp.login(user, password)
         if message:
             hand_over(smtp, sender, message, to)
@@ -2259,17 +2258,14 @@ class Store:
             flags = os.O_RDWR | NONBLOCK | (os.O_CREAT if serving else 0)
             os.close(os.open(path, flags, 0o600))
             self.file, self.db = os.stat(path), self.connect(WRITE_SECONDS, "FULL")
-            with self.db:  # one view of it, and before the first change: it may not be ours
-                self.run("BEGIN")
-                if self.version() < len(MIGRATIONS) and not serving:
-                    raise self.trouble("is an older scripto's", "run scripto serve on it, once")
+            self.write(self.migrate, serving)
             if serving:
                 os.chmod(path, 0o600)
                 self.run("PRAGMA journal_mode = WAL")
-                self.write(self.migrate)
             self.reader = self.connect(0.2, "NORMAL")
             self.read("PRAGMA wal_autocheckpoint = 0")  # which would wait for the disk
             self.secret = self.read("SELECT value FROM secret")[0][0]
+            self.check()  # which opens SQLite's other files, while there are descriptors left
         except (OSError, UnicodeError, sqlite3.Error) as error:
             hint = "mend that, or pass --db FILE if you mean another"
             if type(error) is sqlite3.DatabaseError:  # it is damaged, or none
@@ -2316,14 +2312,12 @@ class Store:
             with self.db:  # commits
                 self.run("BEGIN IMMEDIATE")
                 try:
-                    return work(*values), None
+                    return work(*values)
                 except ScriptoError as error:
-                    return None, error
-
-        result, refusal = self.hold(WRITE_SECONDS, transaction)
-        if refusal:
+                    refusal = error
             raise refusal
-        return result
+
+        return self.hold(WRITE_SECONDS, transaction)
 
     def check(self):
         """Raises unless both connections read, and from the file at its path: what goes into one
@@ -2334,18 +2328,18 @@ class Store:
         if not os.path.samestat(self.file, os.stat(self.path)):
             raise OSError(errno.ESTALE, "another database is in its place")
 
-    def version(self):
-        """Raises for a file that is not this program's."""
+    def migrate(self, serving):
+        """Raises, with nothing changed, for a file that is not this program's."""
         version = self.run("PRAGMA user_version")[0][0]
         names = {row[0] for row in self.run("SELECT name FROM sqlite_master")}
         if {"secret", "events"} - names if version else names:
             raise self.trouble("belongs to another program", "pass another file with --db")
         if version > len(MIGRATIONS):
             raise self.trouble("was made by a newer scripto", "update scripto; keep the file")
-        return version
-
-    def migrate(self):
-        version = self.version()
+        if version == len(MIGRATIONS):
+            return
+        if not serving:
+            raise self.trouble("is an older scripto's", "run scripto serve on it, once")
         for statement in ";".join(MIGRATIONS[version:]).split(";"):
             self.run(statement)
         if version == 0:
@@ -2400,9 +2394,9 @@ class Store:
         return self.add_event("request", email, address)
 
     def take_back(self, email, code, event):
-        """Both, or the code alone if there is no event."""
-        sql = "DELETE FROM live WHERE email = ? AND hash = ?"
-        self.run(sql, email, self.code_hash(email, code))
+        """The code, and its event if one is given."""
+        entered = self.code_hash(email, code)
+        self.run("DELETE FROM live WHERE email = ? AND hash = ?", email, entered)
         self.run("DELETE FROM events WHERE id = ? AND email = ?", event, email)
 
     def redeem(self, email, address, code, name):
@@ -2415,11 +2409,10 @@ class Store:
         self.sweep()
         self.check_limits("wrong", email, address)
         now, entered = time.time(), self.code_hash(email, code)
-        rows = self.run("SELECT hash, attempts FROM live WHERE email = ?"
+        live = self.run("SELECT hash FROM live WHERE email = ? AND attempts > 0"
                         " AND expires_at BETWEEN ? AND ? ORDER BY id DESC LIMIT ?",
                         email, now, now + CODE_SECONDS, LIVE_CODES)
-        live = [each for each, attempts in rows if attempts > 0]
-        if not any([hmac.compare_digest(each, entered) for each in live]):
+        if not any([hmac.compare_digest(each, entered) for each, in live]):
             if live:
                 self.run("UPDATE live SET attempts = attempts - 1 WHERE email = ?", email)
                 self.add_event("wrong", email, address)
@@ -2671,9 +2664,8 @@ def reply_to(backend, request):
     if request.method == "OPTIONS":
         return 204, b"", allow
     if request.method not in methods.split(", "):
-        error = refused(f"This path takes only {methods}.", NEXT_GUIDE, 405)
-        error.headers = allow
-        raise error
+        problem = f"This path takes only {methods}."
+        raise ScriptoError("invalid-argument", problem, NEXT_GUIDE, 405, allow)
     return route(backend, request)
 
 
@@ -2774,7 +2766,8 @@ class Connections:
         soon = time.monotonic() + 1  # time for the threads to read what is there
         with self.guard:
             for connection, until in self.deadlines.items():
-                self.deadlines[connection] = until if until == FOREVER else soon
+                if until < FOREVER:
+                    self.deadlines[connection] = soon
         while self.deadlines and time.monotonic() < soon + MAIL_SECONDS + READ_SECONDS:
             self.service_actions()
             time.sleep(0.02)
@@ -2877,8 +2870,9 @@ class RequestHandler:
         from email.utils import formatdate
 
         self.server.expect(self.connection, READ_SECONDS)  # to take it, and for the next request
-        kind = "application/json" if isinstance(body, dict) else "text/plain; charset=utf-8"
-        body = json.dumps(body).encode("ascii") if isinstance(body, dict) else body
+        kind = "text/plain; charset=utf-8"
+        if isinstance(body, dict):
+            kind, body = "application/json", json.dumps(body).encode("ascii")
         if status != 204:
             headers = headers + [("Content-Type", kind), ("Content-Length", len(body))]
         headers = headers + [("Connection", "close")] * (not self.keep) + [
@@ -2954,18 +2948,13 @@ def backend_for(ctx, args, host):
 
 
 def try_mail(backend, to):
-    """One mail, or without an address only the way there. Returns what is wrong, if anything."""
+    """One mail, or without an address only the way there. Raises internal."""
     try:
         subject, text = "A test of Scripto's mail", "It arrived.\n"
         backend.deliver(to and compose(backend.sender, to, subject, text), to)
     except MAIL_ERRORS as error:
-        return f"Mail does not go: {type(error).__name__}, {error}."
-
-
-def send_test_mail(backend, to):
-    trouble = try_mail(backend, to)
-    if trouble:
-        raise ScriptoError("internal", trouble, "mend that, or pass another --mail")
+        problem = f"Mail does not go: {type(error).__name__}, {error}."
+        raise ScriptoError("internal", problem, "mend that, or pass another --mail")
     return {"ok": True, "to": to}, [f"✓ A mail to {to} is on its way"]
 
 
@@ -2973,13 +2962,13 @@ def introduce(ctx, backend):
     """Beside what is served: a mail server takes its time."""
     url = backend.public_url
     if url.startswith("http:") and not is_loopback(origin_of(url)[1].strip("[]")):
-        warn(ctx, "clients refuse plain http beyond loopback: serve https, or say by --public-url"
-                  " where a web server in front does")
+        warn(ctx, "clients refuse plain http beyond loopback: serve https, or set --public-url")
     if is_terminal(ctx.stderr):
         say(ctx, f"{NEXT_SIGN_IN} --api-url {url}")
-    trouble = try_mail(backend, "")
-    if trouble:
-        backend.log(trouble)
+    try:
+        try_mail(backend, "")
+    except ScriptoError as error:
+        backend.log(error.message)
 
 
 def start_command(ctx, args, url):
@@ -2994,21 +2983,10 @@ def start_command(ctx, args, url):
     try:
         return subprocess.Popen(args.command, env=env)
     except (OSError, ValueError) as error:
-        text = f"'{readable(args.command[0])}' cannot be run: {error}."
-        raise refused(text, "look at the command behind --")
+        problem = f"'{readable(args.command[0])}' cannot be run: {error}."
+        raise refused(problem, "look at the command behind --")
     finally:
         os.umask(own)
-
-
-def ended(process):
-    """The exit status, as a shell has it, or None. Waits a moment."""
-    import subprocess  # lazy
-
-    try:
-        status = process.wait(0.2)
-        return 128 - status if status < 0 else status
-    except subprocess.TimeoutExpired:
-        return None
 
 
 def caught_signals():
@@ -3024,13 +3002,15 @@ def caught_signals():
 
 
 def wait_for_end(ctx, args, server, process, signals):
-    """Returns the exit status. A command gets the signals: all but a terminal's Ctrl-C, which
-    reaches it anyway, as all of them do on Windows. SIGHUP renews the certificate."""
+    """Returns the exit status, as a shell has it. A command gets the signals: all but a terminal's
+    Ctrl-C, which reaches it anyway, as all of them do on Windows. SIGHUP renews the certificate."""
     import signal  # lazy
 
-    status = None
-    while status is None:
-        status = ended(process) if process else time.sleep(0.2)
+    while True:
+        time.sleep(0.1)
+        status = process.poll() if process else None
+        if status is not None:
+            return 128 - status if status < 0 else status
         while signals:
             number = signals.pop(0)
             if number == getattr(signal, "SIGHUP", None):
@@ -3039,10 +3019,9 @@ def wait_for_end(ctx, args, server, process, signals):
                 except ScriptoError as error:
                     server.backend.log("the old one stays. " + error.message)
             elif not process:
-                status = 0
+                return 0
             elif os.name == "posix" and not (number == signal.SIGINT and is_terminal(ctx.stdin)):
                 process.send_signal(number)
-    return status
 
 
 def serve(ctx, args):
@@ -3052,7 +3031,7 @@ def serve(ctx, args):
     host, port = args.host or "127.0.0.1", check_number(args.port or "8787", "--port", 65535)
     backend = backend_for(ctx, args, host)
     if args.test_mail is not None:
-        return send_test_mail(backend, args.test_mail)
+        return try_mail(backend, args.test_mail)
     tls, backend.store = tls_context(args), Store(ctx, args.db)
     server = make_server(host, port)
     server.start(backend, tls, args.behind_proxy)
