@@ -2012,10 +2012,10 @@ SCRIPTO_API_KEY, if set, wins over it. Routes, with `Authorization: Bearer`: `GE
 ## Several identities
 
 Each sign-in makes a profile, named after the email or by --profile-name NAME, and activates it.
-`scripto use` lists them, `scripto use NAME` switches; `--profile NAME` or SCRIPTO_PROFILE=NAME takes
-one that exists for one command, or for agents side by side. `scripto logout [NAME]` forgets a key
-(without NAME: the active one's) and does not revoke it; with --revoke it does. `scripto keys list`
-shows all keys of the identity in force, `scripto keys revoke ID --yes` ends one.
+`scripto use` lists them, `scripto use NAME` switches; `--profile NAME` or SCRIPTO_PROFILE=NAME is
+for one command, or for agents side by side. `scripto logout [NAME]` forgets a key (without NAME the
+active one's) and does not revoke it; with --revoke it does. `scripto keys list` shows all keys of
+the identity in force, `scripto keys revoke ID --yes` ends one.
 
 More: `scripto doctor` (what is wrong here), `scripto guide --json` (every command and flag).
 """
