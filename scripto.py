@@ -3191,16 +3191,18 @@ def demo_steps(start, mail):
 MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
 
 
-class Findings(list):
+class Findings(dict):
+    """By name: what is found out later takes the place of what was said first."""
+
     def add(self, name, text, hint=None, bad="error"):
         """With a hint it is as bad as that; without, all is well."""
         status = bad if hint else "ok"
-        self.append({"name": name, "status": status, "message": text, "nextAction": hint})
+        self[name] = {"name": name, "status": status, "message": text, "nextAction": hint}
 
-    def check(self, name, examine, *values, bad="error"):
-        """Returns what examine(self, *values) does; what that raises is a finding."""
+    def check(self, name, bad, examine, *values):
+        """Returns what examine(*values) does; what that raises is a finding."""
         try:
-            return examine(self, *values)
+            return examine(*values)
         except (ScriptoError, ImportError) as error:
             error = lacking(error) if isinstance(error, ImportError) else error
             new = error.code == "unauthenticated"  # nobody has signed in yet
@@ -3216,23 +3218,17 @@ def examine_sqlite(found):
 def examine_profiles(found, ctx):
     file = ProfileFile(ctx)
     found.add("profiles", f"{file.shown}: {len(file.read()['profiles'])}")
-    mode = os.stat(file.path).st_mode if os.path.exists(file.path) else 0
-    if mode & 0o077 and os.name == "posix":
-        hint = "chmod 600 " + shell_word(file.path)
-        found.add("mode", "others can read the profile file", hint, "warning")
-    nearest = os.path.dirname(file.path)
+    nearest = file.path
     while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    if nearest == file.path:
+        if os.name == "posix" and os.stat(nearest).st_mode & 0o077:
+            hint = "chmod 600 " + shell_word(nearest)
+            found.add("mode", "others can read the profile file", hint, "warning")
         nearest = os.path.dirname(nearest)
     if not os.access(nearest, os.W_OK):
         hint = "set XDG_CONFIG_HOME to a folder of your own"
         found.add("folder", f"{readable(nearest)} cannot be written", hint)
-
-
-def examine_access(found, ctx, args):
-    target = resolve(ctx, args)
-    text = f"key from {target.key_source}, base URL {target.base_url} from {target.url_source}"
-    found.add("access", text)
-    return target
 
 
 def examine_tls(found):
@@ -3256,9 +3252,8 @@ def examine_backend(found, ctx, target):
     hint = NEXT_RETRY if status == 429 or status >= 500 else NEXT_BACKEND
     found.add("backend", f"{url} answers HTTP {status}", None if known else hint)
     if target.key and known:
-        good = status == 200
-        found.add("key", "accepted" if good else "refused",
-                  None if good else next_for_key(target.key_source))
+        hint = next_for_key(target.key_source) if status == 401 else None
+        found.add("key", "refused" if hint else "accepted", hint)
     try:
         off = time.time() - mktime_tz(parsedate_tz(headers.get("Date", "")))
     except (LookupError, TypeError, ValueError, OverflowError):  # no date, or none that can be
@@ -3270,24 +3265,24 @@ def examine_backend(found, ctx, target):
 def cmd_doctor(ctx, args):
     found = Findings()
     found.add("python", f"{sys.version.split()[0]} at {sys.executable}")
-    found.check("sqlite", examine_sqlite, bad="warning")  # which only serve needs
+    found.check("sqlite", "warning", examine_sqlite, found)  # which only serve needs
     bad = "warning" if key_is_given(ctx, args) else "error"
-    found.check("profiles", examine_profiles, ctx, bad=bad)
-    target = found.check("access", examine_access, ctx, args)
-    if not target:  # "access" has said why
-        try:
-            target = resolve(ctx, args, with_key=False)
-        except (ScriptoError, ImportError):
-            pass
+    found.check("profiles", bad, examine_profiles, found, ctx)
+    target = found.check("access", "error", resolve, ctx, args)
+    if target:
+        found.add("access", f"key from {target.key_source}, base URL {target.base_url}"
+                            f" from {target.url_source}")
+    else:
+        target = found.check("access", "error", resolve, ctx, args, False)
     if target:
         bad = "error" if target.base_url.startswith("https") else "warning"
-        found.check("tls", examine_tls, bad=bad)
-        found.check("backend", examine_backend, ctx, target)
-    lines = []
-    for row in found:
+        found.check("tls", bad, examine_tls, found)
+        found.check("backend", "error", examine_backend, found, ctx, target)
+    rows, lines = list(found.values()), []
+    for row in rows:
         lines.append(f"{MARKS[row['status']]} {row['name']:9} {row['message']}")
         lines += ["  next: " + row["nextAction"]] if row["nextAction"] else []
-    return {"ok": all(row["status"] != "error" for row in found), "checks": found}, lines
+    return {"ok": all(row["status"] != "error" for row in rows), "checks": rows}, lines
 
 
 # ---- Completion -----------------------
@@ -3372,31 +3367,28 @@ complete -f -c CALLED -a '(__scripto)'""",
 def followers(ctx):
     """Rows `typed:what may follow:why`; @ stands for a profile's name, / for a file's."""
     rows = [":--help:show the commands", ":--version:show the version"]
+    values = {"NAME": "@", "FILE": "/", "|".join(SHELLS): SHELLS}
     for name, command in ctx.commands.items():
         group, _, last = f" {name}".rpartition(" ")
         if group and group[1:] not in ctx.commands:
             rows.append(f":{group[1:]}:commands")
         rows.append(f"{group}:{last}:{command.purpose}")
         for word in command.takes.split() + ["--json", "--help"]:
-            takes, purpose = ctx.options[word]
-            typed = f" {name} {word}" if word[0] == "-" else f" {name}"
+            (takes, purpose), typed = ctx.options[word], " " + name
             if word[0] == "-":
-                rows.append(f" {name}:{word}:{purpose}")
-            if word in ("name", "--profile", "--profile-name"):
-                rows.append(typed + ":@:")
-            elif takes == "FILE":
-                rows.append(typed + ":/:")
-            elif takes and "|" in takes:
-                rows += [f"{typed}:{value}:" for value in takes.split("|")]
+                rows.append(f"{typed}:{word}:{purpose}")
+                typed += " " + word
+            rows += [f"{typed}:{value}:" for value in values.get(takes, ())]
     return dict.fromkeys(rows)
 
 
 def cmd_completion(ctx, args):
     """For the name that it is called by, too."""
     called = {"scripto"} | set(re.findall(r"\A[\w.][\w.-]*\Z", os.path.basename(sys.argv[0])))
-    parts = {"PROFILES": PROFILES, "TABLE": " ".join(map(shell_word, followers(ctx))),
+    parts = {"FIND": FIND, "PROFILES": PROFILES,
+             "TABLE": " ".join(map(shell_word, followers(ctx))),
              "CALLED": (" -c " if args.shell == "fish" else " ").join(sorted(called))}
-    script = SHELLS[args.shell].replace("FIND", FIND)
+    script = SHELLS[args.shell]
     for word, text in parts.items():
         script = script.replace(word, text)
     return {"script": script}, script.splitlines()
@@ -3413,7 +3405,7 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--code-from": ("SOURCE", "where to read it: -, cmd:COMMAND, maildir:DIR, mbox:FILE or"
                     " imaps://USER@HOST[:PORT][/FOLDER] (else SCRIPTO_CODE_FROM, a prompt)"),
     "--timeout": ("SECONDS", "how long to wait for it (90)"),
-    "--name": ("NAME", "what to call the new key"),
+    "--name": ("TEXT", "what to call the new key"),
     "--profile-name": ("NAME", "what to call the profile (else made from the email)"),
     "--api-url": ("URL", f"the backend (else SCRIPTO_API_BASE_URL, the profile's, {BASE_URL})"),
     "--profile": ("NAME", "the profile (else SCRIPTO_PROFILE, the active one)"),
@@ -3526,7 +3518,7 @@ def parser_for(name):
             continue
         takes, purpose = OPTIONS[word]
         more = {"metavar": takes} if takes else {"action": "store_true"}
-        if word[0] != "-" or word in ("--email", "--code"):
+        if word in ("name", "email", "--email", "--code"):
             more["nargs"] = "?"  # what is missing is said later
         if word in ("--allow", "-q", "-H"):
             more["action"] = "append"
@@ -3546,17 +3538,17 @@ def overview(prefix=""):
     return {"help": lines}, lines
 
 
-def unknown(kind, word, known, before, otherwise):
+def unknown(kind, word, known, hint):
     """The refusal names what is most like the word, if anything is. known: {word: its meaning}."""
+    word = readable(word).partition("=")[0]  # behind it may be a secret
     try:
         import difflib  # lazy
 
-        alike = difflib.get_close_matches(word.partition("=")[0], known, 1)
+        for alike in difflib.get_close_matches(word, known, 1):
+            hint = "did you mean: " + known[alike]
     except ImportError:  # in a minimal Python: then without a suggestion
-        alike = []
-    hint = f"did you mean: {before}{known[alike[0]]}" if alike else otherwise
-    word = word.partition("=")[0] if word.startswith("-") else word  # not a secret behind it
-    return refused(f"Unknown {kind} '{word}'.", hint)
+        pass
+    return refused(f"Unknown {'flag' if word.startswith('-') else kind} '{word}'.", hint)
 
 
 def find_command(words):
@@ -3565,13 +3557,13 @@ def find_command(words):
         name = " ".join(words[:size])
         if name in COMMANDS:
             return name, words[size:]
-    typed = readable(" ".join(words[: 2 if words[0] in GROUPS else 1]))
-    kind, hint = "command", "see the commands with: scripto --help"
-    if typed.startswith("-"):
-        kind, hint = "flag", "put flags behind: scripto <command> " + typed.partition("=")[0]
-    known = {name.split()[-1]: name for name in COMMANDS}  # `logn` is meant for `auth login`
-    known.update((name, name) for name in (*COMMANDS, *GROUPS, "--help", "--version"))
-    raise unknown(kind, typed, known, "scripto ", hint)
+    known = {}
+    for name in (*COMMANDS, *GROUPS, "--help", "--version"):
+        known[name] = known[name.split()[-1]] = "scripto " + name  # `logn` is meant for `auth login`
+    hint = "see the commands with: scripto --help"
+    if words[0].startswith("-"):
+        hint = "put flags behind the command: scripto <command> [flags]"
+    raise unknown("command", " ".join(words[: 2 if words[0] in GROUPS else 1]), known, hint)
 
 
 def run(ctx, words):
@@ -3588,20 +3580,16 @@ def run(ctx, words):
         return overview(words[0] + " ")
     name, rest = find_command(words)
     parser = parser_for(name)
-    args, extra = parser.parse_known_args(rest)
-    if args.help:
+    if "--help" in rest:
         lines = parser.format_help().splitlines()
         return {"help": lines}, lines
+    args, extra = parser.parse_known_args(rest)
+    takes = COMMANDS[name].takes.split()
     if extra:
-        kind = "flag" if extra[0].startswith("-") else "argument"
-        flags = re.findall("--[a-z-]+", COMMANDS[name].takes + " --json --help")
-        known = dict(zip(flags, flags))
-        raise unknown(kind, readable(extra[0]), known, "", f"see: {parser.prog} --help")
-    missing = [word for word in ("id", "path", "shell") if getattr(args, word, "") is None]
-    if missing:
-        parser.error(f"{OPTIONS[missing[0]][0]} is missing")
-    if behind and "--" not in COMMANDS[name].takes.split():
-        raise refused(f"'{name}' takes nothing behind --.", f"see: {parser.prog} --help")
+        flags = [word for word in takes + ["--json", "--help"] if word.startswith("--")]
+        raise unknown("argument", extra[0], dict(zip(flags, flags)), f"see: {parser.prog} --help")
+    if behind and "--" not in takes:
+        parser.error(f"'{name}' takes nothing behind --")
     args.command = behind[1:]
     return COMMANDS[name].work(ctx, args)
 
