@@ -3435,20 +3435,21 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--json": (None, "answer in JSON"),
     "--help": (None, "show this and do nothing"),
 }
-BACKEND, KEY = " --api-url --profile", "--api-key --api-url --profile"
+BACKEND = " --api-url --profile"
+SIGN_IN, KEY = " --name --profile-name" + BACKEND, "--api-key" + BACKEND
 # What it does, its arguments and flags, an example of them, and where it changes something.
 Command = collections.namedtuple("Command", "work purpose takes example changes")
 COMMANDS = {
     "auth login": Command(
         cmd_login, "sign in, in one step; a new email signs up",
-        "--email --code-from --timeout --name --profile-name" + BACKEND,
+        "--email --code-from --timeout" + SIGN_IN,
         "--email you@example.com --code-from maildir:mail", "here, backend"),
     "auth login-request": Command(
         cmd_login_request, "email a six-digit sign-in code",
         "--email" + BACKEND, "--email you@example.com", "backend"),
     "auth login-complete": Command(
         cmd_login_complete, "sign in with the code; a new email signs up",
-        "--email --code --name --profile-name" + BACKEND,
+        "--email --code" + SIGN_IN,
         "--email you@example.com --code 123456", "here, backend"),
     "auth token": Command(cmd_token, "print the API key in force", KEY, "", ""),
     "whoami": Command(cmd_whoami, "ask the backend whose key this is", KEY, "", ""),
@@ -3506,11 +3507,10 @@ def parser_for(name):
                     add_help=False, allow_abbrev=False,
                     formatter_class=lambda prog: argparse.HelpFormatter(prog, width=96))
     parser.color = False  # Python 3.14 would colour what is not yet known to go to a terminal
-    words = command.takes.split() + ["--json", "--help"]
-    for word in words:
+    for word in command.takes.split() + ["--json", "--help"]:
+        takes, purpose = OPTIONS[word]
         if word == "--":  # no flag: run() splits there
             continue
-        takes, purpose = OPTIONS[word]
         more = {"metavar": takes} if takes else {"action": "store_true"}
         if word in ("name", "email", "--email", "--code"):
             more["nargs"] = "?"  # what is missing is said later
@@ -3519,7 +3519,7 @@ def parser_for(name):
         if "|" in (takes or ""):
             more["choices"] = takes.split("|")
         parser.add_argument(word, help=purpose.replace("%", "%%"), **more)
-    if "--" in words:
+    if "--" in command.takes.split():
         parser.usage = parser.format_usage()[len("usage: ") :].rstrip() + " [-- COMMAND ...]"
     return parser
 
@@ -3556,7 +3556,7 @@ def find_command(words):
         known[name] = known[name.split()[-1]] = "scripto " + name  # who types `logn` means one
     hint = "see the commands with: scripto --help"
     if words[0].startswith("-"):
-        hint = "put flags behind the command: scripto <command> [flags]"
+        hint = "put flags behind the command"
     raise unknown("command", " ".join(words[: 2 if words[0] in GROUPS else 1]), known, hint)
 
 
@@ -3580,8 +3580,8 @@ def run(ctx, words):
     args, extra = parser.parse_known_args(rest)
     takes = COMMANDS[name].takes.split()
     if extra:
-        flags = [word for word in takes + ["--json", "--help"] if re.match("--.", word)]
-        raise unknown("argument", extra[0], dict(zip(flags, flags)), f"see: {parser.prog} --help")
+        known = {word: word for word in takes + ["--json", "--help"] if re.match("--.", word)}
+        raise unknown("argument", extra[0], known, f"see: {parser.prog} --help")
     if behind and "--" not in takes:
         parser.error(f"'{name}' takes nothing behind --")
     args.command = behind[1:]
