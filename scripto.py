@@ -498,9 +498,8 @@ def check_path(text):
 
 def check_header(text):
     """(name, value). Where a request goes, with which key and how long, is not up to it."""
-    fixed = "(authorization|host|content-length|transfer-encoding):"
-    form = r"[!#-'*+.^`|~\w-]+:[\t -~]*\Z"
-    if re.match(fixed, text, re.IGNORECASE) or not re.match(form, text, re.ASCII):
+    fixed = "(?!(authorization|host|content-length|transfer-encoding):)"
+    if not re.match(fixed + r"[!#-'*+.^`|~\w-]+:[\t -~]*\Z", text, re.IGNORECASE | re.ASCII):
         hint = "pass -H 'Name: value', but not Authorization, Host or Content-Length"
         raise refused("A header is malformed, or set already.", hint)
     name, _, value = text.partition(":")
@@ -1721,12 +1720,11 @@ def revoke_stored(ctx, name, profile):
 
 
 def cmd_keys_list(ctx, args):
-    keys, members = keys_of(ctx, resolve(ctx, args)), ("id", "name", "createdAt", "lastUsedAt")
-    form = "{} {:28}  {:20}  {:20}  {}"
+    keys, form = keys_of(ctx, resolve(ctx, args)), "{} {:28}  {:20}  {:20}  {}"
     lines = [form.format(" ", "ID", "NAME", "CREATED", "LAST USED")]
     for key in keys:
-        mark = "●" if key["current"] else " "
-        lines.append(form.format(mark, *(text_of(key, member) or "-" for member in members)))
+        texts = [text_of(key, name) or "-" for name in ("id", "name", "createdAt", "lastUsedAt")]
+        lines.append(form.format("●" if key["current"] else " ", *texts))
     return {"keys": keys}, lines
 
 
@@ -1844,8 +1842,8 @@ def cmd_run(ctx, args):
             return subprocess.call(args.command, env=env)
         import signal  # lazy
 
-        for name in ("SIGPIPE", "SIGXFSZ"):  # which Python ignores, and so would the command
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, so would the command
+            signal.signal(number, signal.SIG_DFL)
         os.umask(ctx.umask)
         os.execvpe(args.command[0], args.command, env)
     except OSError as error:
@@ -1853,17 +1851,15 @@ def cmd_run(ctx, args):
         raise refused(text, "look at the command behind --")
 
 
-def read_body(ctx, text):
-    try:
-        if text == "-":
-            content = ctx.stdin.buffer.read() if ctx.stdin else b""
-        elif text[:1] == "@":
-            with open(text[1:], "rb") as file:
+def read_body(text):
+    """What -d gives, as bytes."""
+    content = os.fsencode(text)
+    if text == "-" or text.startswith("@"):
+        try:
+            with open(text[1:] or 0, "rb") as file:  # 0: standard input
                 content = file.read()
-        else:
-            content = os.fsencode(text)
-    except OSError as error:
-        raise refused(f"The body cannot be read: {error.strerror}.", "pass another file with -d")
+        except OSError as error:
+            raise refused(f"The body cannot be read: {error}.", "pass another file with -d")
     if not is_json(content):
         raise refused("What -d gives is not JSON.", "pass JSON, @FILE, or - for standard input")
     return content
@@ -1876,16 +1872,16 @@ def head_of(reply):
     return "\r\n".join(lines).encode("latin-1", "replace")
 
 
-def request_of(ctx, args):
+def request_of(args):
     """(method, path, headers, body), all checked."""
     from urllib.parse import urlencode  # lazy
 
     path, headers, body = check_path(args.path), {"Accept": "*/*"}, None
-    pairs = [readable(text).partition("=")[::2] for text in args.q or ()]
-    if pairs:
+    if args.q:
+        pairs = [readable(text).partition("=")[::2] for text in args.q]
         path += ("&" if "?" in path else "?") + urlencode(pairs)
     if args.d is not None:
-        body, headers["Content-Type"] = read_body(ctx, args.d), "application/json"
+        body, headers["Content-Type"] = read_body(args.d), "application/json"
     headers.update(map(check_header, args.H or ()))
     method = args.X or ("GET" if body is None else "POST")
     if not re.match(r"[A-Za-z]{1,20}\Z", method):
@@ -1896,7 +1892,7 @@ def request_of(ctx, args):
 def cmd_api(ctx, args):
     """The answer is the reply, as it comes; an error's, and what goes into JSON, is read first."""
     target = resolve(ctx, args)
-    method, path, headers, body = request_of(ctx, args)
+    method, path, headers, body = request_of(args)
     url = target.base_url + path
     reply = open_reply(ctx, method, url, headers, body, target.key)
     head = [head_of(reply)] if args.i else []
@@ -1904,15 +1900,15 @@ def cmd_api(ctx, args):
         return itertools.chain(head, parts_of(ctx, url, reply)), None
     content = b"".join(parts_of(ctx, url, reply, REPLY_BYTES))
     if reply.status >= 300:
-        error = backend_error(reply.status, parse_json(content) or {}, None, target.key_source)
-        if reply.status < 400:
-            error = bad_reply(url, "answered with a redirect, which is not followed")
+        error = bad_reply(url, "answered with a redirect, which is not followed")
+        if reply.status >= 400:
+            error = backend_error(reply.status, parse_json(content) or {}, None, target.key_source)
         error.parts = head + [content.rstrip() + b"\n"]
         raise error
     if content and not is_json(content):
         raise bad_reply(url, "did not answer in JSON")
     # In one line: within JSON's strings there are no line breaks.
-    line = content.translate(bytes.maketrans(b"\r\n", b"  ")) or b"null"
+    line = b" ".join(content.splitlines()) or b"null"
     return [b'{"success": true, "data": ', line, b"}\n"], None
 
 
@@ -3109,60 +3105,62 @@ def demo_needs():
     try:
         return program, tempfile.TemporaryDirectory(prefix="scripto-demo-")
     except OSError as error:
-        raise blocked(f"There is no temporary folder: {error.strerror}.",
-                      "set TMPDIR to a folder that can be written")
+        raise blocked(f"There is no place for temporary files: {error}.", "set TMPDIR to one")
+
+
+def demo_step(start, words):
+    """One command, to its end, as {"command", "output"}. Raises internal unless it worked."""
+    process = start(words)
+    output = process.communicate()[0].decode("utf-8", "replace")
+    if process.returncode:
+        text = f"The demo failed at 'scripto {words}': " + " ".join(output.split())
+        raise ScriptoError("internal", text, NEXT_DOCTOR)
+    return {"command": "$ scripto " + words, "output": output}
+
+
+def demo_steps(start, mail):
+    """The two commands, with the mail in between, and whoami."""
+    email = " --email you@example.com"
+    yield demo_step(start, "auth login-request" + email)
+    with open(os.path.join(mail, os.listdir(mail)[0]), encoding="utf-8") as file:
+        text = file.read()
+    yield {"command": "The mail that came:", "output": text}
+    code = re.search(r"Subject: (\d{6}) ", text).group(1)
+    yield demo_step(start, f"auth login-complete{email} --code {code}")
+    yield demo_step(start, "whoami")
 
 
 def cmd_demo(ctx, args):
-    """Real processes, HTTP and mail. Raises internal unless every step worked."""
-    import sqlite3  # noqa: F401  lazy; who lacks it hears so here
-    import subprocess
+    """Real processes, HTTP and mail, in a home of their own."""
+    import subprocess  # lazy
 
-    def start(words, errors):
-        command = [sys.executable, program] + words.split()
-        return subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=errors)
+    def start(words):
+        return subprocess.Popen([sys.executable, program] + words.split(), env=env, cwd=folder,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     program, place = demo_needs()
     env = {k: v for k, v in ctx.env.items() if not k.startswith(("SCRIPTO_", "XDG_"))}
     with place as folder:
         env.update(HOME=folder, PYTHONIOENCODING="utf-8")
-        server = start("serve --port 0 --mail maildir:mail", subprocess.PIPE)
+        server, said = start("serve --port 0 --mail maildir:mail"), []
         try:
-            first = server.stdout.readline().decode().strip()
-            if not first.startswith("listening on "):
-                said = " ".join(server.communicate()[1].decode("utf-8", "replace").split())
-                raise blocked(f"The demo's backend does not start: {said}", NEXT_DOCTOR)
-            env["SCRIPTO_API_BASE_URL"] = first.rpartition(" ")[2]
-            steps = demo_steps(start, os.path.join(folder, "mail", "new"))
+            for line in server.stdout:
+                said += line.decode("utf-8", "replace").split()
+                if line.startswith(b"listening on "):
+                    break
+            else:
+                text = "The demo's backend does not start: " + " ".join(said)
+                raise blocked(text, NEXT_DOCTOR)
+            env["SCRIPTO_API_BASE_URL"] = said[-1]
+            steps = list(demo_steps(start, os.path.join(folder, "mail", "new")))
         finally:
             server.terminate()
             server.communicate()
-    lines = ["A backend of its own, in a folder that is gone by now, " + first]
+    lines = ["A backend of its own, in a folder that is gone by now, listening on " + said[-1]]
     for step in steps:
         lines += ["", step["command"]] + step["output"].splitlines()
     done = "✓ This is how to sign in, tried with a backend and a home of its own"
     return {"ok": True, "steps": steps}, lines + ["", done]
-
-
-def demo_steps(start, mail):
-    """The two commands and whoami, as [{"command", "output"}], with the mail in between."""
-    import subprocess  # lazy
-
-    steps, code = [], ""
-    for words in ("auth login-request --email you@example.com",
-                  "auth login-complete --email you@example.com --code {}", "whoami"):
-        words = words.format(code)
-        process = start(words, subprocess.STDOUT)
-        output = process.communicate()[0].decode("utf-8", "replace")
-        if process.returncode or "you@example.com" not in output:
-            text = f"The demo failed at 'scripto {words}': " + " ".join(output.split())
-            raise ScriptoError("internal", text, NEXT_DOCTOR)
-        steps.append({"command": "$ scripto " + words, "output": output})
-        if not code:
-            with open(os.path.join(mail, os.listdir(mail)[0]), encoding="utf-8") as file:
-                steps.append({"command": "The mail that came:", "output": file.read()})
-            code = re.search(r"Subject: (\d{6}) ", steps[-1]["output"]).group(1)
-    return steps
 
 
 # ---- Doctor ---------------------------
@@ -3171,16 +3169,18 @@ def demo_steps(start, mail):
 MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
 
 
-class Findings(list):
+class Findings(dict):
+    """By name: what is found out later takes the place of what was said first."""
+
     def add(self, name, text, hint=None, bad="error"):
         """With a hint it is as bad as that; without, all is well."""
         status = bad if hint else "ok"
-        self.append({"name": name, "status": status, "message": text, "nextAction": hint})
+        self[name] = {"name": name, "status": status, "message": text, "nextAction": hint}
 
-    def check(self, name, examine, *values, bad="error"):
-        """Returns what examine(self, *values) does; what that raises is a finding."""
+    def check(self, name, bad, examine, *values):
+        """Returns what examine(*values) does; what that raises is a finding."""
         try:
-            return examine(self, *values)
+            return examine(*values)
         except (ScriptoError, ImportError) as error:
             error = lacking(error) if isinstance(error, ImportError) else error
             new = error.code == "unauthenticated"  # nobody has signed in yet
@@ -3196,23 +3196,17 @@ def examine_sqlite(found):
 def examine_profiles(found, ctx):
     file = ProfileFile(ctx)
     found.add("profiles", f"{file.shown}: {len(file.read()['profiles'])}")
-    mode = os.stat(file.path).st_mode if os.path.exists(file.path) else 0
-    if mode & 0o077 and os.name == "posix":
-        hint = "chmod 600 " + shell_word(file.path)
-        found.add("mode", "others can read the profile file", hint, "warning")
-    nearest = os.path.dirname(file.path)
+    nearest = file.path
     while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    if nearest == file.path:
+        if os.name == "posix" and os.stat(nearest).st_mode & 0o077:
+            hint = "chmod 600 " + shell_word(nearest)
+            found.add("mode", "others can read the profile file", hint, "warning")
         nearest = os.path.dirname(nearest)
     if not os.access(nearest, os.W_OK):
         hint = "set XDG_CONFIG_HOME to a folder of your own"
         found.add("folder", f"{readable(nearest)} cannot be written", hint)
-
-
-def examine_access(found, ctx, args):
-    target = resolve(ctx, args)
-    text = f"key from {target.key_source}, base URL {target.base_url} from {target.url_source}"
-    found.add("access", text)
-    return target
 
 
 def examine_tls(found):
@@ -3236,9 +3230,8 @@ def examine_backend(found, ctx, target):
     hint = NEXT_RETRY if status == 429 or status >= 500 else NEXT_BACKEND
     found.add("backend", f"{url} answers HTTP {status}", None if known else hint)
     if target.key and known:
-        good = status == 200
-        found.add("key", "accepted" if good else "refused",
-                  None if good else next_for_key(target.key_source))
+        hint = next_for_key(target.key_source) if status == 401 else None
+        found.add("key", "refused" if hint else "accepted", hint)
     try:
         off = time.time() - mktime_tz(parsedate_tz(headers.get("Date", "")))
     except (LookupError, TypeError, ValueError, OverflowError):  # no date, or none that can be
@@ -3250,24 +3243,24 @@ def examine_backend(found, ctx, target):
 def cmd_doctor(ctx, args):
     found = Findings()
     found.add("python", f"{sys.version.split()[0]} at {sys.executable}")
-    found.check("sqlite", examine_sqlite, bad="warning")  # which only serve needs
+    found.check("sqlite", "warning", examine_sqlite, found)  # which only serve needs
     bad = "warning" if key_is_given(ctx, args) else "error"
-    found.check("profiles", examine_profiles, ctx, bad=bad)
-    target = found.check("access", examine_access, ctx, args)
-    if not target:  # "access" has said why
-        try:
-            target = resolve(ctx, args, with_key=False)
-        except (ScriptoError, ImportError):
-            pass
+    found.check("profiles", bad, examine_profiles, found, ctx)
+    target = found.check("access", "error", resolve, ctx, args)
+    if target:
+        found.add("access", f"key from {target.key_source}, base URL {target.base_url}"
+                            f" from {target.url_source}")
+    else:
+        target = found.check("access", "error", resolve, ctx, args, False)
     if target:
         bad = "error" if target.base_url.startswith("https") else "warning"
-        found.check("tls", examine_tls, bad=bad)
-        found.check("backend", examine_backend, ctx, target)
-    lines = []
-    for row in found:
+        found.check("tls", bad, examine_tls, found)
+        found.check("backend", "error", examine_backend, found, ctx, target)
+    rows, lines = list(found.values()), []
+    for row in rows:
         lines.append(f"{MARKS[row['status']]} {row['name']:9} {row['message']}")
         lines += ["  next: " + row["nextAction"]] if row["nextAction"] else []
-    return {"ok": all(row["status"] != "error" for row in found), "checks": found}, lines
+    return {"ok": all(row["status"] != "error" for row in rows), "checks": rows}, lines
 
 
 # ---- Completion -----------------------
@@ -3352,31 +3345,28 @@ complete -f -c CALLED -a '(__scripto)'""",
 def followers(ctx):
     """Rows `typed:what may follow:why`; @ stands for a profile's name, / for a file's."""
     rows = [":--help:show the commands", ":--version:show the version"]
+    values = {"NAME": "@", "FILE": "/", "|".join(SHELLS): SHELLS}
     for name, command in ctx.commands.items():
         group, _, last = f" {name}".rpartition(" ")
         if group and group[1:] not in ctx.commands:
             rows.append(f":{group[1:]}:commands")
         rows.append(f"{group}:{last}:{command.purpose}")
         for word in command.takes.split() + ["--json", "--help"]:
-            takes, purpose = ctx.options[word]
-            typed = f" {name} {word}" if word[0] == "-" else f" {name}"
+            (takes, purpose), typed = ctx.options[word], " " + name
             if word[0] == "-":
-                rows.append(f" {name}:{word}:{purpose}")
-            if word in ("name", "--profile", "--profile-name"):
-                rows.append(typed + ":@:")
-            elif takes == "FILE":
-                rows.append(typed + ":/:")
-            elif takes and "|" in takes:
-                rows += [f"{typed}:{value}:" for value in takes.split("|")]
+                rows.append(f"{typed}:{word}:{purpose}")
+                typed += " " + word
+            rows += [f"{typed}:{value}:" for value in values.get(takes, ())]
     return dict.fromkeys(rows)
 
 
 def cmd_completion(ctx, args):
     """For the name that it is called by, too."""
     called = {"scripto"} | set(re.findall(r"\A[\w.][\w.-]*\Z", os.path.basename(sys.argv[0])))
-    parts = {"PROFILES": PROFILES, "TABLE": " ".join(map(shell_word, followers(ctx))),
+    parts = {"FIND": FIND, "PROFILES": PROFILES,
+             "TABLE": " ".join(map(shell_word, followers(ctx))),
              "CALLED": (" -c " if args.shell == "fish" else " ").join(sorted(called))}
-    script = SHELLS[args.shell].replace("FIND", FIND)
+    script = SHELLS[args.shell]
     for word, text in parts.items():
         script = script.replace(word, text)
     return {"script": script}, script.splitlines()
@@ -3390,24 +3380,24 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "email": ("EMAIL", "who has signed up"),
     "--email": ("EMAIL", "the email to sign in with"),
     "--code": ("CODE", "the six-digit code; - reads standard input"),
-    "--code-from": ("SOURCE", "where to read it: -, cmd:COMMAND, maildir:DIR, mbox:FILE or"
+    "--code-from": ("SOURCE", "where to read it: -, cmd:COMMAND, maildir:DIR, mbox:FILE,"
                     " imaps://USER@HOST[:PORT][/FOLDER] (else SCRIPTO_CODE_FROM, a prompt)"),
     "--timeout": ("SECONDS", "how long to wait for it (90)"),
-    "--name": ("NAME", "what to call the new key"),
-    "--profile-name": ("NAME", "what to call the profile (else made from the email)"),
+    "--name": ("TEXT", "what to call the new key"),
+    "--profile-name": ("NAME", "what to call the profile (else by the email)"),
     "--api-url": ("URL", f"the backend (else SCRIPTO_API_BASE_URL, the profile's, {BASE_URL})"),
     "--profile": ("NAME", "the profile (else SCRIPTO_PROFILE, the active one)"),
     "--api-key": ("KEY", "the key (else SCRIPTO_API_KEY, the profile's); - reads standard input"),
     "--yes": (None, "do not ask"),
     "shell": ("bash|zsh|fish", "the shell"),
     "id": ("ID", "a key's id, as keys list has it"),
-    "path": ("PATH", "a path at the backend, with or without its first slash"),
+    "path": ("PATH", "a path at the backend"),
     "-X": ("METHOD", "the method (GET; POST with -d)"),
     "-d": ("BODY", "JSON to send; @FILE or - reads a file or standard input"),
     "-q": ("NAME=VALUE", "a query parameter; may be given again"),
     "-H": ("HEADER", "a header, NAME: VALUE; may be given again"),
     "-i": (None, "print status and headers first"),
-    "--revoke": (None, "revoke its key at the backend first; the profile stays if that fails"),
+    "--revoke": (None, "revoke its key first; the profile stays if that fails"),
     "--host": ("ADDRESS", "where to listen (127.0.0.1)"),
     "--port": ("PORT", "and on which port (8787); 0 takes a free one"),
     "--db": ("FILE", "the database (scripto/scripto.db in the data folder)"),
@@ -3418,27 +3408,28 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--tls-key": ("FILE", "and this private key"),
     "--behind-proxy": (None, "take client addresses from X-Forwarded-For"),
     "--rate-limit": ("N", "requests a minute for an address (60); 0: any number"),
-    "--allow": ("RULE", "let in only @domain or this address; any number of times"),
-    "--test-mail": ("ADDRESS", "send one mail there, say what happened, and end"),
-    "--skill": (None, "as a skill: scripto guide --skill > .claude/skills/scripto/SKILL.md"),
+    "--allow": ("RULE", "let in only @domain or this address; may be given again"),
+    "--test-mail": ("ADDRESS", "send one mail there, and end"),
+    "--skill": (None, "as an agent skill, SKILL.md (agentskills.io)"),
     "--": ("FILE", "a command, with words of its own"),
-    "--json": (None, "answer as JSON, one envelope on standard output"),
+    "--json": (None, "answer in JSON"),
     "--help": (None, "show this and do nothing"),
 }
-BACKEND, KEY = " --api-url --profile", "--api-key --api-url --profile"
+BACKEND = " --api-url --profile"
+SIGN_IN, KEY = " --name --profile-name" + BACKEND, "--api-key" + BACKEND
 # What it does, its arguments and flags, an example of them, and where it changes something.
 Command = collections.namedtuple("Command", "work purpose takes example changes")
 COMMANDS = {
     "auth login": Command(
         cmd_login, "sign in, in one step; a new email signs up",
-        "--email --code-from --timeout --name --profile-name" + BACKEND,
+        "--email --code-from --timeout" + SIGN_IN,
         "--email you@example.com --code-from maildir:mail", "here, backend"),
     "auth login-request": Command(
         cmd_login_request, "email a six-digit sign-in code",
         "--email" + BACKEND, "--email you@example.com", "backend"),
     "auth login-complete": Command(
         cmd_login_complete, "sign in with the code; a new email signs up",
-        "--email --code --name --profile-name" + BACKEND,
+        "--email --code" + SIGN_IN,
         "--email you@example.com --code 123456", "here, backend"),
     "auth token": Command(cmd_token, "print the API key in force", KEY, "", ""),
     "whoami": Command(cmd_whoami, "ask the backend whose key this is", KEY, "", ""),
@@ -3452,19 +3443,17 @@ COMMANDS = {
     "config set": Command(
         cmd_config_set, "store a key that you have as a profile",
         "--api-key --profile-name --api-url", "--api-key -", "here"),
-    "config show": Command(
-        cmd_config_show, "show the profiles, what is in force, and why", KEY, "", ""),
+    "config show": Command(cmd_config_show, "show profiles and what is in force", KEY, "", ""),
     "config clear": Command(
-        cmd_config_clear, "forget one profile, or all, on this machine; their keys are not revoked",
+        cmd_config_clear, "forget a profile, or all, on this machine; their keys are not revoked",
         "--profile --yes", "--yes", "here"),
     "serve": Command(
         cmd_serve, "run a backend",
         "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
         " --behind-proxy --rate-limit --allow --test-mail --", "--mail maildir:mail", "here"),
-    "completion": Command(
-        cmd_completion, "print what makes a shell complete these commands", "shell", "bash", ""),
+    "completion": Command(cmd_completion, "make a shell complete all this", "shell", "bash", ""),
     "api": Command(
-        cmd_api, "send a request of your own to the backend and print the reply",
+        cmd_api, "send a request with the key, and print the reply as it comes",
         "path -X -d -q -H -i " + KEY, "api/keys/key_1f2e3d -X DELETE", "backend"),
     "run": Command(
         cmd_run, "run a command that finds the key in SCRIPTO_API_KEY", KEY + " --",
@@ -3472,13 +3461,11 @@ COMMANDS = {
     "users": Command(cmd_users, "list who has signed up at your backend", "--db", "", ""),
     "users list": Command(cmd_users, "the same", "--db", "", ""),
     "users remove": Command(
-        cmd_users_remove, "remove a user of your backend, with every key",
-        "email --db --yes", "you@example.com", "backend"),
-    "demo": Command(
-        cmd_demo, "see the whole sign-in work, in a throw-away folder", "", "", ""),
+        cmd_users_remove, "remove one, with every key", "email --db --yes", "you@example.com",
+        "backend"),
+    "demo": Command(cmd_demo, "see the whole sign-in, in a throw-away folder", "", "", ""),
     "guide": Command(
-        cmd_guide, "how an agent signs in, in Markdown; as JSON: all there is",
-        "--skill --api-url", "", ""),
+        cmd_guide, "how an agent signs in; as JSON: all there is", "--skill --api-url", "", ""),
     "doctor": Command(cmd_doctor, "check what works on this machine", KEY, "", ""),
 }
 GROUPS = ("auth", "config", "keys")
@@ -3500,20 +3487,19 @@ def parser_for(name):
                     add_help=False, allow_abbrev=False,
                     formatter_class=lambda prog: argparse.HelpFormatter(prog, width=96))
     parser.color = False  # Python 3.14 would colour what is not yet known to go to a terminal
-    words = command.takes.split() + ["--json", "--help"]
-    for word in words:
+    for word in command.takes.split() + ["--json", "--help"]:
+        takes, purpose = OPTIONS[word]
         if word == "--":  # no flag: run() splits there
             continue
-        takes, purpose = OPTIONS[word]
         more = {"metavar": takes} if takes else {"action": "store_true"}
-        if word[0] != "-" or word in ("--email", "--code"):
+        if word in ("name", "email", "--email", "--code"):
             more["nargs"] = "?"  # what is missing is said later
         if word in ("--allow", "-q", "-H"):
             more["action"] = "append"
         if "|" in (takes or ""):
             more["choices"] = takes.split("|")
         parser.add_argument(word, help=purpose.replace("%", "%%"), **more)
-    if "--" in words:
+    if "--" in command.takes.split():
         parser.usage = parser.format_usage()[len("usage: ") :].rstrip() + " [-- COMMAND ...]"
     return parser
 
@@ -3526,17 +3512,17 @@ def overview(prefix=""):
     return {"help": lines}, lines
 
 
-def unknown(kind, word, known, before, otherwise):
+def unknown(kind, word, known, hint):
     """The refusal names what is most like the word, if anything is. known: {word: its meaning}."""
+    word = readable(word).partition("=")[0]  # behind it may be a secret
     try:
         import difflib  # lazy
 
-        alike = difflib.get_close_matches(word.partition("=")[0], known, 1)
+        for alike in difflib.get_close_matches(word, known, 1):
+            hint = "did you mean: " + known[alike]
     except ImportError:  # in a minimal Python: then without a suggestion
-        alike = []
-    hint = f"did you mean: {before}{known[alike[0]]}" if alike else otherwise
-    word = word.partition("=")[0] if word.startswith("-") else word  # not a secret behind it
-    return refused(f"Unknown {kind} '{word}'.", hint)
+        pass
+    return refused(f"Unknown {'flag' if word.startswith('-') else kind} '{word}'.", hint)
 
 
 def find_command(words):
@@ -3545,13 +3531,13 @@ def find_command(words):
         name = " ".join(words[:size])
         if name in COMMANDS:
             return name, words[size:]
-    typed = readable(" ".join(words[: 2 if words[0] in GROUPS else 1]))
-    kind, hint = "command", "see the commands with: scripto --help"
-    if typed.startswith("-"):
-        kind, hint = "flag", "put flags behind: scripto <command> " + typed.partition("=")[0]
-    known = {name.split()[-1]: name for name in COMMANDS}  # `logn` is meant for `auth login`
-    known.update((name, name) for name in (*COMMANDS, *GROUPS, "--help", "--version"))
-    raise unknown(kind, typed, known, "scripto ", hint)
+    known = {}
+    for name in (*COMMANDS, *GROUPS, "--help", "--version"):
+        known[name] = known[name.split()[-1]] = "scripto " + name  # who types `logn` means one
+    hint = "see the commands with: scripto --help"
+    if words[0].startswith("-"):
+        hint = "put flags behind the command"
+    raise unknown("command", " ".join(words[: 2 if words[0] in GROUPS else 1]), known, hint)
 
 
 def run(ctx, words):
@@ -3568,20 +3554,16 @@ def run(ctx, words):
         return overview(words[0] + " ")
     name, rest = find_command(words)
     parser = parser_for(name)
-    args, extra = parser.parse_known_args(rest)
-    if args.help:
+    if "--help" in rest:
         lines = parser.format_help().splitlines()
         return {"help": lines}, lines
+    args, extra = parser.parse_known_args(rest)
+    takes = COMMANDS[name].takes.split()
     if extra:
-        kind = "flag" if extra[0].startswith("-") else "argument"
-        flags = re.findall("--[a-z-]+", COMMANDS[name].takes + " --json --help")
-        known = dict(zip(flags, flags))
-        raise unknown(kind, readable(extra[0]), known, "", f"see: {parser.prog} --help")
-    missing = [word for word in ("id", "path", "shell") if getattr(args, word, "") is None]
-    if missing:
-        parser.error(f"{OPTIONS[missing[0]][0]} is missing")
-    if behind and "--" not in COMMANDS[name].takes.split():
-        raise refused(f"'{name}' takes nothing behind --.", f"see: {parser.prog} --help")
+        known = {word: word for word in takes + ["--json", "--help"] if re.match("--.", word)}
+        raise unknown("argument", extra[0], known, f"see: {parser.prog} --help")
+    if behind and "--" not in takes:
+        parser.error(f"'{name}' takes nothing behind --")
     args.command = behind[1:]
     return COMMANDS[name].work(ctx, args)
 
