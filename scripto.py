@@ -241,9 +241,9 @@ def answer(ctx, stream, envelope, lines):
     except ImportError:
         if envelope["success"]:
             raise  # main() comes here once more, to say so
-        form = '{"success": false, "error": {"code": "%s", "message": "%s", "nextAction": "%s"}}'
-        texts = map(envelope["error"].get, ("code", "message", "nextAction"))
-        text = form % tuple(re.sub(r"[^ !#-\[\]-~]", "?", each) for each in texts)
+        pairs = [f'"{name}": "' + re.sub(r"[^ !#-\[\]-~]", "?", text) + '"'
+                 for name, text in envelope["error"].items()]
+        text = '{"success": false, "error": {' + ", ".join(pairs) + "}}"
     emit(ctx.stdout, text + "\n")
 
 
@@ -587,7 +587,7 @@ class ProfileFile:
         outer, owner = os.open("/", os.O_RDONLY), ()
         for part in os.path.normpath(self.folder).split("/")[1:]:
             made = owner and make and self.make_folder(part, outer)
-            flags = os.O_RDONLY | os.O_DIRECTORY | (os.O_NOFOLLOW if owner else 0)
+            flags = os.O_DIRECTORY | (os.O_NOFOLLOW if owner else 0)
             try:
                 at = os.open(part, flags, dir_fd=outer)
             except FileNotFoundError:
@@ -601,9 +601,10 @@ class ProfileFile:
             if made:
                 self.give(at, owner)
             outer = at
-        if not owner:
-            return os.close(at)
-        self.at, self.owner, self.name = at, owner, "config.json"
+        if owner:
+            self.at, self.owner, self.name = at, owner, "config.json"
+        else:
+            os.close(at)
 
     @staticmethod
     def make_folder(name, at):
@@ -663,18 +664,17 @@ class ProfileFile:
             content, number = self.content(), NUMBER.__add__
             content = content.decode("utf-8-sig") if len(content) <= PROFILE_BYTES else ""
             state = json.loads(content, parse_int=number, parse_float=number)
-            profiles = state.setdefault("profiles", {})
+            profiles, active = state.setdefault("profiles", {}), state.get("activeProfile")
             sound = all(isinstance(each, dict) for each in [profiles, *profiles.values()])
+            sound = sound and (active is None or text_of(state, "activeProfile"))
         except OSError as error:
             unseen = isinstance(error, (PermissionError, NotADirectoryError))
             kind = Unreachable if unseen else ScriptoError
             raise self.trouble("cannot be read: " + error.strerror, kind=kind)
-        except (ValueError, RecursionError):
-            raise self.trouble("is not valid JSON, or is too large")
-        except AttributeError:  # no object where one has to be
+        except (ValueError, RecursionError, AttributeError):  # no object where one has to be
             sound = False
-        if not sound or not (state.get("activeProfile") is None or text_of(state, "activeProfile")):
-            raise self.trouble("has 'profiles' or an 'activeProfile' that make no sense")
+        if not sound:
+            raise self.trouble("is too large, or not JSON that holds profiles")
         return state
 
     def prepare(self):
@@ -752,11 +752,11 @@ class ProfileFile:
             text = json.dumps(state, indent=2, allow_nan=False) + "\n"
             content = re.sub(r'"\\ufdd0([-+.0-9Ee]+)"', r"\1", text).encode("ascii")  # NUMBER
             if len(content) > PROFILE_BYTES:
-                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+                raise ValueError
             self.replace(content, spare)
             return state
         except (RecursionError, ValueError):
-            raise self.trouble("is nested too deeply, or holds a number that is none")
+            raise self.trouble("is too large or nested too deeply, or has a number that is none")
         except OSError as error:
             hint = "make that possible, or set XDG_CONFIG_HOME or SCRIPTO_API_KEY instead"
             raise self.trouble("cannot be written: " + error.strerror, hint)
@@ -899,9 +899,9 @@ def stored_url(ctx, name, profile):
 def resolve(ctx, args, with_key=True):
     """The Target, by the contract's order. Raises unauthenticated without a key that is needed,
     failed-precondition where a profile's key would go to another origin than its own."""
-    variable, key, key_source = "SCRIPTO_API_KEY", None, None
+    key = key_source = None
     if with_key:
-        key, key_source = given(ctx, check_key, "--api-key", args.api_key, variable)
+        key, key_source = given(ctx, check_key, "--api-key", args.api_key, "SCRIPTO_API_KEY")
     base_url, url_source = given_url(ctx, args)
     named, name, profile = named_profile(ctx, args.profile), None, {}
     without = with_key and not key
@@ -1079,9 +1079,8 @@ def network_trouble(ctx, url, error, began=False):
     """What went wrong on the way; began: in the midst of the reply."""
     import socket  # lazy
 
-    where, ssl = "%s:%d" % origin_of(url)[1:], sys.modules.get("ssl")
-    proxied = proxy_for(url)
-    where += " (through a proxy)" if proxied else ""
+    proxied, ssl = proxy_for(url), sys.modules.get("ssl")
+    where = "%s:%d" % origin_of(url)[1:] + (" (through a proxy)" if proxied else "")
     why = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error)
     hint = "check that it runs there, the network, any proxy and the base URL (--api-url)"
     if ssl and isinstance(error, (ssl.SSLError, ssl.CertificateError)):
@@ -1620,14 +1619,15 @@ def cmd_whoami(ctx, args):
     if not text_of(user, "id"):
         raise bad_reply(target.base_url, "named no user")
     own, name = (target.profile, target.name) if target.key_source == "profile" else ({}, None)
-    user_id, email = text_of(user, "id"), text_of(user, "email") or text_of(own, "email")
-    user_name = text_of(user, "name") or text_of(own, "name") or name or ""
-    data = {"user": {"id": user_id, "email": email, "name": user_name}, "profile": name,
-            "baseUrl": target.base_url, "keySource": target.key_source}
+    user = {member: text_of(user, member) or text_of(own, member)
+            for member in ("id", "email", "name")}
+    user["name"] = user["name"] or name or ""
+    data = {"user": user, "profile": name, "baseUrl": target.base_url,
+            "keySource": target.key_source}
     return data, [
-        "✓ Signed in as " + (email or user_id), "",
-        "  Name:     " + user_name,
-        "  User ID:  " + user_id,
+        "✓ Signed in as " + (user["email"] or user["id"]), "",
+        "  Name:     " + user["name"],
+        "  User ID:  " + user["id"],
         f"  API key:  {MASKED_KEY} (from {'profile ' + name if name else target.key_source})",
         "  Backend:  " + target.base_url,
     ]
@@ -1652,8 +1652,8 @@ def listed(state):
 def warn_of_environment(ctx):
     if ctx.env.get("SCRIPTO_API_KEY"):
         warn(ctx, "SCRIPTO_API_KEY is set and overrides the key of every profile")
-    if ctx.env.get("SCRIPTO_PROFILE"):
-        name = readable(ctx.env["SCRIPTO_PROFILE"])
+    name = readable(ctx.env.get("SCRIPTO_PROFILE", ""))
+    if name:
         warn(ctx, f"SCRIPTO_PROFILE is set: profile {name} is in force, whichever is active")
 
 
@@ -1670,8 +1670,8 @@ def cmd_use(ctx, args):
 
 
 def keys_of(ctx, target):
-    """The user's keys as the backend lists them, newest use first. `current` is the one that asks:
-    of a profile by its id, else by how it starts."""
+    """The user's keys, newest use first. `current` is the one that asks: of a profile by its id,
+    else by how it starts."""
     keys = call(ctx, target, "GET", "/api/keys", "data").get("keys")
     if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
         raise bad_reply(target.base_url, "sent no list of keys")
@@ -1738,7 +1738,8 @@ def cmd_logout(ctx, args):
         revoke_stored(ctx, name, profile)
     left = file.change(remove_profiles, [name])["activeProfile"]
     lines = [f"✓ Signed out: profile {name} is removed from this machine"]
-    lines.append(f"  Its key is {'revoked at' if args.revoke else 'still good at'} {url_of(profile)}")
+    done = "revoked at " if args.revoke else "not revoked: copies of it still work at "
+    lines.append("  Its key is " + done + url_of(profile))
     if not args.revoke:
         key_id = text_of(profile, "keyId") or "<id>"
         lines.append("  To revoke it, sign in there again, then: scripto keys revoke " + key_id)
