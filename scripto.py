@@ -241,9 +241,9 @@ def answer(ctx, stream, envelope, lines):
     except ImportError:
         if envelope["success"]:
             raise  # main() comes here once more, to say so
-        form = '{"success": false, "error": {"code": "%s", "message": "%s", "nextAction": "%s"}}'
-        texts = map(envelope["error"].get, ("code", "message", "nextAction"))
-        text = form % tuple(re.sub(r"[^ !#-\[\]-~]", "?", each) for each in texts)
+        pairs = [f'"{name}": "' + re.sub(r"[^ !#-\[\]-~]", "?", text) + '"'
+                 for name, text in envelope["error"].items()]
+        text = '{"success": false, "error": {' + ", ".join(pairs) + "}}"
     emit(ctx.stdout, text + "\n")
 
 
@@ -538,6 +538,9 @@ def patiently(kinds, seconds, work, *values, **more):
         time.sleep(0.02)
 
 
+HELD = (BlockingIOError, PermissionError, FileExistsError)
+
+
 def take_lock(descriptor):
     """Raises one of HELD while another has it, ImportError or an OSError where there are none."""
     try:
@@ -547,9 +550,6 @@ def take_lock(descriptor):
 
         return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-HELD = (BlockingIOError, PermissionError, FileExistsError)
 
 
 def write_through(descriptor, content, spare=0):
@@ -586,7 +586,7 @@ class ProfileFile:
         outer, owner = os.open("/", os.O_RDONLY), ()
         for part in os.path.normpath(self.folder).split("/")[1:]:
             made = owner and make and self.make_folder(part, outer)
-            flags = os.O_RDONLY | os.O_DIRECTORY | (os.O_NOFOLLOW if owner else 0)
+            flags = os.O_DIRECTORY | (os.O_NOFOLLOW if owner else 0)
             try:
                 at = os.open(part, flags, dir_fd=outer)
             except FileNotFoundError:
@@ -600,9 +600,10 @@ class ProfileFile:
             if made:
                 self.give(at, owner)
             outer = at
-        if not owner:
-            return os.close(at)
-        self.at, self.owner, self.name = at, owner, "config.json"
+        if owner:
+            self.at, self.owner, self.name = at, owner, "config.json"
+        else:
+            os.close(at)
 
     @staticmethod
     def make_folder(name, at):
@@ -662,18 +663,17 @@ class ProfileFile:
             content, number = self.content(), NUMBER.__add__
             content = content.decode("utf-8-sig") if len(content) <= PROFILE_BYTES else ""
             state = json.loads(content, parse_int=number, parse_float=number)
-            profiles = state.setdefault("profiles", {})
+            profiles, active = state.setdefault("profiles", {}), state.get("activeProfile")
             sound = all(isinstance(each, dict) for each in [profiles, *profiles.values()])
+            sound = sound and (active is None or text_of(state, "activeProfile"))
         except OSError as error:
             unseen = isinstance(error, (PermissionError, NotADirectoryError))
             kind = Unreachable if unseen else ScriptoError
             raise self.trouble("cannot be read: " + error.strerror, kind=kind)
-        except (ValueError, RecursionError):
-            raise self.trouble("is not valid JSON, or is too large")
-        except AttributeError:  # no object where one has to be
+        except (ValueError, RecursionError, AttributeError):  # no object where one has to be
             sound = False
-        if not sound or not (state.get("activeProfile") is None or text_of(state, "activeProfile")):
-            raise self.trouble("has 'profiles' or an 'activeProfile' that make no sense")
+        if not sound:
+            raise self.trouble("is too large, or not JSON that holds profiles")
         return state
 
     def prepare(self):
@@ -700,21 +700,20 @@ class ProfileFile:
         except FileExistsError:
             descriptor = self.open(name, os.O_RDWR)
         try:
+            patiently(HELD, LOCK_SECONDS, take_lock, descriptor)
+            return descriptor, None
+        except HELD:
+            left = ""
+        except (OSError, ImportError):
+            os.close(descriptor)
             try:
-                patiently(HELD, LOCK_SECONDS, take_lock, descriptor)
-                return descriptor, None
-            except HELD:
-                raise
-            except (OSError, ImportError):
-                os.close(descriptor)
-                return patiently(HELD, LOCK_SECONDS, self.make, held), held
-        except HELD as error:
-            left = f", or died and left {held}" if isinstance(error, FileExistsError) else ""
-            raise TimeoutError(errno.ETIMEDOUT, "another program is writing it" + left)
+                return patiently(FileExistsError, LOCK_SECONDS, self.make, held), held
+            except FileExistsError:
+                left = f", or died and left {held}"
+        raise TimeoutError(errno.ETIMEDOUT, "another program is writing it" + left)
 
     def replace(self, content, spare):
-        """Writes beside the file, through to the disk, and renames. A name of its own each time:
-        locks may fail. What writers that died have left is cleared away."""
+        """By a name of its own each time, since locks may fail; what the dead have left goes."""
         folder, base = os.path.split(self.name)
         for name in os.listdir(folder or self.at):
             if name.startswith(base + ".") and name.endswith("tmp"):
@@ -752,11 +751,11 @@ class ProfileFile:
             text = json.dumps(state, indent=2, allow_nan=False) + "\n"
             content = re.sub(r'"\\ufdd0([-+.0-9Ee]+)"', r"\1", text).encode("ascii")  # NUMBER
             if len(content) > PROFILE_BYTES:
-                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+                raise ValueError
             self.replace(content, spare)
             return state
         except (RecursionError, ValueError):
-            raise self.trouble("is nested too deeply, or holds a number that is none")
+            raise self.trouble("is too large or nested too deeply, or has a number that is none")
         except OSError as error:
             hint = "make that possible, or set XDG_CONFIG_HOME or SCRIPTO_API_KEY instead"
             raise self.trouble("cannot be written: " + error.strerror, hint)
@@ -767,9 +766,8 @@ class ProfileFile:
                 self.remove(held)
 
     def rehearse(self):
-        """Writes the file as it is, all the way, where there is room for more: what can fail fails
-        here. Returns the state."""
-        return self.change(lambda state: None, spare=4096)
+        """Writes the file as it is, where there is room for more: what can fail fails here."""
+        self.change(lambda state: None, spare=4096)
 
 
 IDENTITY = ("apiKey", "email", "userId", "keyId")
@@ -900,9 +898,9 @@ def stored_url(ctx, name, profile):
 def resolve(ctx, args, with_key=True):
     """The Target, by the contract's order. Raises unauthenticated without a key that is needed,
     failed-precondition where a profile's key would go to another origin than its own."""
-    variable, key, key_source = "SCRIPTO_API_KEY", None, None
+    key = key_source = None
     if with_key:
-        key, key_source = given(ctx, check_key, "--api-key", args.api_key, variable)
+        key, key_source = given(ctx, check_key, "--api-key", args.api_key, "SCRIPTO_API_KEY")
     base_url, url_source = given_url(ctx, args)
     named, name, profile = named_profile(ctx, args.profile), None, {}
     without = with_key and not key
@@ -968,7 +966,6 @@ def opener_for(url):
 
     scheme, proxy = origin_of(url)[0], proxy_for(url)
     opener = library.OpenerDirector()
-    opener.addheaders = []
     opener.add_handler(library.ProxyHandler({scheme: proxy} if proxy else {}))
     opener.add_handler(library.HTTPHandler())
     if scheme == "https":
@@ -977,8 +974,8 @@ def opener_for(url):
     return opener
 
 
-def connect(method, url, headers, body, seconds, tries):
-    """The reply. Each try has a request of its own, since opening one changes it."""
+def connect(method, url, headers, body, seconds, again):
+    """The reply; again: after a reset, by a new request, since opening one changes it."""
     import urllib.request  # lazy
 
     request = urllib.request.Request(url, body, headers, method=method)
@@ -987,9 +984,9 @@ def connect(method, url, headers, body, seconds, tries):
     except OSError as error:
         reason = getattr(error, "reason", None)  # urllib wraps what happens before the reply
         error = reason if isinstance(reason, Exception) else error
-        if tries == 1 or not isinstance(error, ConnectionResetError):
+        if not (again and isinstance(error, ConnectionResetError)):
             raise error
-    return connect(method, url, headers, body, seconds, tries - 1)
+    return connect(method, url, headers, body, seconds, False)
 
 
 def within(seconds, work, *values):
@@ -998,13 +995,13 @@ def within(seconds, work, *values):
     import socket  # lazy
     import threading
 
-    outcome = []
+    outcome = [(None, socket.timeout())]
 
     def run():
         try:
-            outcome.append((work(*values), None))
+            outcome[0] = work(*values), None
         except Exception as error:  # whatever it is, it is raised below
-            outcome.append((None, error))
+            outcome[0] = None, error
 
     thread = threading.Thread(target=run, daemon=True)
     try:
@@ -1012,7 +1009,7 @@ def within(seconds, work, *values):
     except RuntimeError:
         raise blocked("No thread can be started.", "allow this user more processes (ulimit -u)")
     thread.join(max(seconds, 0))
-    result, error = outcome[0] if outcome else (None, socket.timeout())
+    result, error = outcome[0]
     if error:
         raise error
     return result
@@ -1026,17 +1023,15 @@ def network_errors():
 
 
 def open_reply(ctx, method, url, headers=None, body=None, key=None):
-    """The reply to a request (with a bearer key, RFC 6750), its body still unread: .status,
-    .headers, .read(size), to be closed. Certificates are checked and no redirect is followed.
-    SCRIPTO_TIMEOUT bounds this, and then each read. Raises network-error or invalid-response; what
-    a later read raises (network_errors()), network_trouble() turns into these."""
-    headers = dict({"User-Agent": "scripto/" + __version__, "Accept": "application/json"},
-                   **headers or {})
+    """The reply to a request (with a bearer key, RFC 6750), for parts_of(). SCRIPTO_TIMEOUT bounds
+    this, and then each read. Raises network-error or invalid-response."""
+    usual = {"User-Agent": "scripto/" + __version__, "Accept": "application/json"}
+    headers = dict(usual, **headers or {})
     if key is not None:
         headers["Authorization"] = "Bearer " + key
-    seconds, tries = timeout_of(ctx), 2 if method == "GET" else 1  # a code may have been heard
+    seconds, again = timeout_of(ctx), method == "GET"  # of others, one may have been heard
     try:
-        return within(seconds, connect, method, url, headers, body, seconds, tries)
+        return within(seconds, connect, method, url, headers, body, seconds, again)
     except network_errors() as error:
         raise network_trouble(ctx, url, error)
 
@@ -1062,8 +1057,8 @@ def parts_of(ctx, url, reply, most=float("inf")):
 
 
 def send(ctx, method, url, body=None, key=None):
-    """(status, headers, body as bytes), for an object as JSON and a bearer key. Raises
-    network-error, or invalid-response for what is no HTTP, too large or broken off."""
+    """(status, headers, body as bytes), for an object as JSON and a bearer key. Raises as the two
+    above; SCRIPTO_TIMEOUT bounds all of it."""
     import json  # lazy
 
     give_up, headers = time.monotonic() + timeout_of(ctx), {}
@@ -1080,35 +1075,24 @@ def send(ctx, method, url, body=None, key=None):
 
 
 def network_trouble(ctx, url, error, began=False):
-    """What went wrong on the way, told apart as a person wants to know it; began: the reply."""
-    import http.client  # lazy
-    import socket
+    """What went wrong on the way; began: in the midst of the reply."""
+    import socket  # lazy
 
-    where, ssl = "%s:%d" % origin_of(url)[1:], sys.modules.get("ssl")
-    seconds, proxied = timeout_of(ctx), proxy_for(url)
-    where += " (through a proxy)" if proxied else ""
+    proxied, ssl = proxy_for(url), sys.modules.get("ssl")
+    where = "%s:%d" % origin_of(url)[1:] + (" (through a proxy)" if proxied else "")
     why = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error)
-    hint = "check the network, any proxy and the base URL"
+    hint = "check that it runs there, the network, any proxy and the base URL (--api-url)"
     if ssl and isinstance(error, (ssl.SSLError, ssl.CertificateError)):
         text = f"TLS with {where} failed: {why}."
         hint = "check the URL; install ca-certificates, or set SSL_CERT_FILE to who signed theirs"
     elif isinstance(error, socket.timeout):
-        late = "did not finish its reply" if began else "did not answer"
-        text = f"{where} {late} within {seconds:g} seconds."
+        seconds, late = timeout_of(ctx), "finish its reply" if began else "answer"
+        text = f"{where} did not {late} within {seconds:g} seconds."
         hint = f"try again, or allow more time: SCRIPTO_TIMEOUT={seconds * 2:g}"
-    elif isinstance(error, (socket.gaierror, UnicodeError, http.client.InvalidURL)):
-        text = f"The host of {where} cannot be found: {why}."
-    elif isinstance(error, ConnectionRefusedError):
-        text = f"{where} refused the connection."
-        hint = hint if proxied else "check that it runs there, or pass another with --api-url"
-    elif isinstance(error, ConnectionError):
-        when = "in the middle of its reply" if began else "without an answer"
-        text = f"{where} closed the connection {when}."
-    elif isinstance(error, OSError) or (proxied and not began):
-        text = f"{where} cannot be reached: {why}."
+    elif isinstance(error, (OSError, UnicodeError)) or (proxied and not began):
+        text = f"{where} {'broke off its reply' if began else 'cannot be reached'}: {why}."
     else:
-        cut = isinstance(error, http.client.IncompleteRead)
-        return bad_reply(url, "broke off its reply" if cut else "sent what is not HTTP")
+        return bad_reply(url, "broke off its reply" if began else "sent what is not HTTP")
     return ScriptoError("network-error", text, hint)
 
 
@@ -1135,8 +1119,7 @@ def is_json(content):
 
 
 def call(ctx, target, method, path, part, body=None, hint=None):
-    """That part of a success, an object. Raises the backend's error; the hint is for an
-    invalid-argument without one."""
+    """That part of a success, an object. The hint is for an invalid-argument without one."""
     url = target.base_url + path
     status, _, content = send(ctx, method, url, body, target.key)
     value = parse_json(content)
@@ -1515,11 +1498,11 @@ def cmd_login_request(ctx, args):
 
 def keep_key(prepared, identity):
     """The profile's name. If the key is not in the file after all, the error hands it over, this
-    once, with the name that was free before: its code is spent."""
+    once: its code is spent."""
     file, base_url = prepared.file, prepared.target.base_url
-    values = prepared.profile_name, identity, base_url
     try:
-        return file.change(store_profile, *values)["activeProfile"]
+        state = file.change(store_profile, prepared.profile_name, identity, base_url)
+        return state["activeProfile"]
     except (ScriptoError, KeyboardInterrupt) as error:
         try:
             profiles = file.read()["profiles"]
@@ -1528,36 +1511,33 @@ def keep_key(prepared, identity):
         for name, profile in profiles.items():
             if profile.get("apiKey") == identity["apiKey"]:
                 return name  # all was done but for the last flush
-        store_profile(prepared.state, *values)
-        command = "scripto config set" + flagged("--api-key", identity["apiKey"]) + flagged(
-            "--api-url", base_url) + flagged("--profile-name", prepared.state["activeProfile"])
+        hint = "store it with: scripto config set" + flagged("--api-key", identity["apiKey"])
         raise blocked(f"Signed in, but the key could not be stored. {error}",
-                      "store it with: " + command)
+                      hint + flagged("--api-url", base_url))
 
 
-def stored(name, identity, base_url, lines):
+def stored(name, identity, base_url, done, line):
     data = dict(identity, profile=name, active=True, baseUrl=base_url, apiKey=MASKED_KEY)
-    lines += [f"  Profile:  {name} (now active)", "  API key:  " + MASKED_KEY]
-    return data, lines + ["", "  Try it:  scripto whoami"]
+    return data, [done, "", line, f"  Profile:  {name} (now active)", "  API key:  " + MASKED_KEY,
+                  "", "  Try it:  scripto whoami"]
 
 
-SignIn = collections.namedtuple("SignIn", "email key_name profile_name target file state")
+SignIn = collections.namedtuple("SignIn", "email key_name profile_name target file")
 
 
 def prepare_sign_in(ctx, args, command):
-    """A SignIn, all that can fail on this machine tried: a code is good for one key. `state` is
-    what the profile file holds."""
+    """A SignIn, all that can fail on this machine tried: a code is good for one key."""
     email = check_email(args.email, command)
     key_name = args.name if args.name is None else check_key_name(args.name)
     check_profile_name(args.profile_name)
     target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
-    return SignIn(email, key_name, args.profile_name, target, file, file.rehearse())
+    file.rehearse()
+    return SignIn(email, key_name, args.profile_name, target, file)
 
 
 def complete_sign_in(ctx, prepared, code):
     """Buys a key with the code and stores it; returns (data, lines) as a command does."""
-    email, base_url = prepared.email, prepared.target.base_url
-    body = {"email": email, "otp": code}
+    base_url, body = prepared.target.base_url, {"email": prepared.email, "otp": code}
     if prepared.key_name is not None:
         body["name"] = prepared.key_name
     path, used_up = "/api/cli/login-complete", "if the code is used up by now, " + NEXT_CODE
@@ -1566,7 +1546,7 @@ def complete_sign_in(ctx, prepared, code):
         if not is_key(data.get("apiKey")):
             raise bad_reply(base_url, "sent no key")
         identity = {name: text_of(data, name) for name in IDENTITY if text_of(data, name)}
-        identity.setdefault("email", email)
+        identity.setdefault("email", prepared.email)
         name = keep_key(prepared, identity)
     except KeyboardInterrupt:
         raise ScriptoError("cancelled", "Interrupted.", "run it again; " + used_up)
@@ -1574,8 +1554,7 @@ def complete_sign_in(ctx, prepared, code):
         if error.code in ("network-error", "invalid-response") or error.http_status == 504:
             error.next_action += "; " + used_up
         raise
-    lines = ["✓ Signed in", "", "  Email:    " + identity["email"]]
-    return stored(name, identity, base_url, lines)
+    return stored(name, identity, base_url, "✓ Signed in", "  Email:    " + identity["email"])
 
 
 def cmd_login_complete(ctx, args):
@@ -1631,15 +1610,16 @@ def cmd_whoami(ctx, args):
     user = call(ctx, target, "GET", "/api/auth/me", "user")
     if not text_of(user, "id"):
         raise bad_reply(target.base_url, "named no user")
-    own, name = ({}, None) if target.key_source != "profile" else (target.profile, target.name)
-    user_id, email = text_of(user, "id"), text_of(user, "email") or text_of(own, "email")
-    user_name = text_of(user, "name") or text_of(own, "name") or name or ""
-    data = {"user": {"id": user_id, "email": email, "name": user_name}, "profile": name,
-            "baseUrl": target.base_url, "keySource": target.key_source}
+    own, name = (target.profile, target.name) if target.key_source == "profile" else ({}, None)
+    user = {member: text_of(user, member) or text_of(own, member)
+            for member in ("id", "email", "name")}
+    user["name"] = user["name"] or name or ""
+    data = {"user": user, "profile": name, "baseUrl": target.base_url,
+            "keySource": target.key_source}
     return data, [
-        "✓ Signed in as " + (email or user_id), "",
-        "  Name:     " + user_name,
-        "  User ID:  " + user_id,
+        "✓ Signed in as " + (user["email"] or user["id"]), "",
+        "  Name:     " + user["name"],
+        "  User ID:  " + user["id"],
         f"  API key:  {MASKED_KEY} (from {'profile ' + name if name else target.key_source})",
         "  Backend:  " + target.base_url,
     ]
@@ -1664,8 +1644,8 @@ def listed(state):
 def warn_of_environment(ctx):
     if ctx.env.get("SCRIPTO_API_KEY"):
         warn(ctx, "SCRIPTO_API_KEY is set and overrides the key of every profile")
-    if ctx.env.get("SCRIPTO_PROFILE"):
-        name = readable(ctx.env["SCRIPTO_PROFILE"])
+    name = readable(ctx.env.get("SCRIPTO_PROFILE", ""))
+    if name:
         warn(ctx, f"SCRIPTO_PROFILE is set: profile {name} is in force, whichever is active")
 
 
@@ -1682,8 +1662,8 @@ def cmd_use(ctx, args):
 
 
 def keys_of(ctx, target):
-    """The user's keys as the backend lists them, newest use first. `current` is the one that asks:
-    of a profile by its id, else by how it starts."""
+    """The user's keys, newest use first. `current` is the one that asks: of a profile by its id,
+    else by how it starts."""
     keys = call(ctx, target, "GET", "/api/keys", "data").get("keys")
     if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
         raise bad_reply(target.base_url, "sent no list of keys")
@@ -1749,12 +1729,11 @@ def cmd_logout(ctx, args):
         revoke_stored(ctx, name, profile)
     left = file.change(remove_profiles, [name])["activeProfile"]
     lines = [f"✓ Signed out: profile {name} is removed from this machine"]
-    if args.revoke:
-        lines.append("  Its key is revoked at " + url_of(profile))
-    else:
+    done = "revoked at " if args.revoke else "not revoked: copies of it still work at "
+    lines.append("  Its key is " + done + url_of(profile))
+    if not args.revoke:
         key_id = text_of(profile, "keyId") or "<id>"
-        lines += ["  Its key is not revoked: copies of it still work at " + url_of(profile),
-                  "  To revoke it, sign in there again, then: scripto keys revoke " + key_id]
+        lines.append("  To revoke it, sign in there again, then: scripto keys revoke " + key_id)
     if left and name == active:
         lines.append(f"  Profile {left} is now active")
     warn_of_environment(ctx)
@@ -1766,20 +1745,19 @@ def cmd_config_set(ctx, args):
     if args.api_key is None:
         raise refused("The API key is missing.", "Pass --api-key <your-key> to: scripto config set")
     identity = {"apiKey": check_key(ctx, args.api_key, "--api-key")}
-    given_one = given_url(ctx, args)[0]
+    base_url = given_url(ctx, args)[0]
     check_profile_name(name)
 
     def store(state):
-        base_url = given_one
+        url = base_url or default_url(ctx)
         if not base_url and name in state["profiles"]:  # its new key is for the same backend
-            base_url = check_base_url(ctx, url_of(state["profiles"][name]), f"profile '{name}'")
-        base_url = base_url or default_url(ctx)
-        store_profile(state, name, identity, base_url, name is not None)
+            url = stored_url(ctx, name, state["profiles"][name])
+        store_profile(state, name, identity, url, name is not None)
 
     state = ProfileFile(ctx).change(store)
     name = state["activeProfile"]
     base_url = url_of(state["profiles"][name])
-    return stored(name, identity, base_url, ["✓ Key stored", "", "  Backend:  " + base_url])
+    return stored(name, identity, base_url, "✓ Key stored", "  Backend:  " + base_url)
 
 
 def cmd_config_show(ctx, args):
@@ -1798,8 +1776,7 @@ def cmd_config_show(ctx, args):
         if state["profiles"][row["name"]].get("apiKey"):
             row["apiKey"] = MASKED_KEY
             lines[at] += "  " + MASKED_KEY
-    data = {"path": shown, "profiles": rows}
-    lines = ["Profile file: " + shown, ""] + lines + [""]
+    data, lines = {"path": shown, "profiles": rows}, ["Profile file: " + shown, "", *lines, ""]
     try:
         target = resolve(ctx, args)
     except ScriptoError as error:
@@ -1814,14 +1791,15 @@ def cmd_config_show(ctx, args):
 def cmd_config_clear(ctx, args):
     file = ProfileFile(ctx)
     state = file.read()
-    names = list(state["profiles"])
+    names, active = list(state["profiles"]), None
     if args.profile is not None:
         find_profile(state, args.profile)
         names = [args.profile]
+    shown = ", ".join(names)
     if names:
-        confirm(ctx, args, f"Forget {', '.join(names)}?", "config clear")
-    active = file.change(remove_profiles, names)["activeProfile"] if names else None
-    lines = ["✓ Forgotten: " + (", ".join(names) or "nothing, there was no profile")]
+        confirm(ctx, args, f"Forget {shown}?", "config clear")
+        active = file.change(remove_profiles, names)["activeProfile"]
+    lines = ["✓ Forgotten: " + (shown or "nothing, there was no profile")]
     return {"removed": names, "activeProfile": active}, lines
 
 
