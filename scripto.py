@@ -548,7 +548,10 @@ def take_lock(descriptor):
     except ImportError:
         import msvcrt
 
-        return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        try:
+            return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError as error:  # it has but one reason, and by some runtimes a wrong number
+            raise PermissionError(errno.EACCES, error.strerror) from error
     return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
@@ -1511,9 +1514,11 @@ def keep_key(prepared, identity):
         for name, profile in profiles.items():
             if profile.get("apiKey") == identity["apiKey"]:
                 return name  # all was done but for the last flush
-        hint = "store it with: scripto config set" + flagged("--api-key", identity["apiKey"])
+        flags = (("--api-key", identity["apiKey"]), ("--profile-name", prepared.profile_name),
+                 ("--api-url", base_url))
+        hint = "".join(flagged(flag, value) for flag, value in flags if value)
         raise blocked(f"Signed in, but the key could not be stored. {error}",
-                      hint + flagged("--api-url", base_url))
+                      "store it with: scripto config set" + hint)
 
 
 def stored(name, identity, base_url, done, line):
