@@ -1171,12 +1171,15 @@ NEXT_SOURCE = "see what --code-from takes: scripto auth login --help"
 NEXT_MAIL_SERVER = "check --code-from; SSL_CERT_FILE may name who signed a certificate"
 NEXT_PASSWORD = ("check USER, SCRIPTO_MAIL_PASSWORD or ~/.netrc (mode 0600); the server may want an"
                  " app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
+# Of the network, and of imaplib at a server that does not keep to the protocol.
+IMAP_ERRORS = (OSError, OverflowError, ValueError, LookupError, AttributeError, TypeError)
 # A code is in no longer number, amount, colour or path. In what stands around it, it is a \0.
-CODE_FORM = (r"(?<![^\W_])(?<![#$€£+/&@%.,-])(?<![0-9][ -])"
+CODE_FORM = (r"(?<![^\W_])(?:(?<![#$€£+/&@%.,=?-])|(?<=\bG-))(?<![0-9][ -])"
              r"(?:[0-9]{6}|[0-9]{3}[ -][0-9]{3}|[0-9](?: [0-9]){5})"
              r"(?![^\W_]|[%/@-]|[.,: -][0-9])")
-OTHER = (r"(?:order|invoice|receipt|ref(?:erence)?|ticket|case|booking|number|no|nr|id|tel|fax|"
-         r"phone|total|amount|(?:zip|postal|promo|voucher|error|area) code)")
+OTHER = (r"(?:order|invoice|receipt|ref(?:erence)?|ticket|case|booking|id|tel|fax|phone|call|box|"
+         r"total|amount|(?<!cation )(?<!code )(?:number|no|nr)|"
+         r"(?:zip|postal|promo|voucher|error|area) code)")
 IS_OTHER = rf"(?i)\b{OTHER}(?: is)?\W*\0|\0 is (?:your |the )?{OTHER}\b"
 IS_CODE = r"(?i)\b(?:pass)?code|verif|sign.?in|log.?in|one.time|\botp\b"
 
@@ -1211,7 +1214,10 @@ def texts_of(message):
                     text = part.get_payload(decode=True).decode("ascii", "replace")
                 if kind == "text/html":
                     text = "".join(re.split(r"(?i)</?(?:style|script)\b[^<>]*>", text)[::2])
-                    text = " ".join(unescape(re.sub("<[^<>]*>", " ", text)).split())
+                    text = re.sub(r"(?i)</?(?:p|div|h[1-6]|br|tr|li)\b[^<>]*>", "\n",
+                                  " ".join(text.split()))
+                    text = unescape(re.sub("<[^<>]*>", " ", text))
+                    text = re.sub(r"[^\S\n]+", " ", text)
                 yield text
 
 
@@ -1298,16 +1304,19 @@ def watch_mbox(ctx, path, email):
         yield {at: b"From " + mail[:MAIL_BYTES] for at, mail in enumerate(mails)}
 
 
-def words_of(error):
-    """A mail server may say anything: harmless and short."""
-    words = error.args[-1]
+def words_of(error, *secrets):
+    """A mail server may say anything: harmless, short, and without what it was told."""
+    words = (error.args or [""])[-1]
     words = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
+    for secret in secrets:
+        words = words.replace(secret, "...")
     return harmless(words)[:200]
 
 
 def log_in(ctx, box, user, host):
     """By a token (SASL XOAUTH2, as Google and Microsoft have it), else by a password."""
-    import netrc  # lazy
+    import base64  # lazy
+    import netrc
 
     token, password = map(ctx.env.get, ("SCRIPTO_MAIL_TOKEN", "SCRIPTO_MAIL_PASSWORD"))
     try:
@@ -1326,7 +1335,8 @@ def log_in(ctx, box, user, host):
         else:
             box.login(user, password)
     except box.error as error:
-        words = words_of(error).replace(token or password, "...")
+        sent = base64.b64encode(reply.encode()).decode()
+        words = words_of(error, sent, token or password)
         raise blocked(f"{host} refused the log-in: {words}", NEXT_PASSWORD)
 
 
@@ -1337,8 +1347,9 @@ def open_imap(ctx, url):
 
     form = r"imap(s?)://([^/:\s]+)@(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::([0-9]{1,5}))?(?:/(.*))?\Z"
     match = re.match(form, url, re.IGNORECASE | re.ASCII)
-    if not match:
-        raise refused("An IMAP mailbox has a user and a host here, and no password.", NEXT_SOURCE)
+    if not match or not re.match(r"[ -~]*\Z", unquote(match.group(5) or "")):
+        problem = "An IMAP mailbox has a user, a host and a folder in ASCII here, and no password."
+        raise refused(problem, NEXT_SOURCE)
     secure, user, host, port, folder = map(unquote, match.groups(""))
     host = host.strip("[]")
     folder = '"' + re.sub(r'(["\\])', r"\\\1", folder or "INBOX") + '"'
@@ -1355,17 +1366,17 @@ def open_imap(ctx, url):
         if status != "OK" or box.select(folder, readonly=True)[0] != "OK":
             problem = f"{host} does not open that folder: {words_of(box.error(reply[-1]))}"
             raise refused(problem, "pass another /FOLDER in --code-from")
-    except (OSError, OverflowError, UnicodeError, imaplib.IMAP4.error) as error:
+        numbers = dict(re.findall(rb"(UID[A-Z]+) ([0-9]+)", reply[-1].rpartition(b"(")[2]))
+        return box, numbers[b"UIDVALIDITY"], int(numbers[b"UIDNEXT"])
+    except (*IMAP_ERRORS, imaplib.IMAP4.error) as error:
         problem = f"The mail server {host} cannot be used: {words_of(error)}"
         raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER)
-    numbers = dict(re.findall(rb"(UID[A-Z]+) ([0-9]+)", reply[-1].rpartition(b"(")[2]))
-    return box, numbers[b"UIDVALIDITY"], int(numbers[b"UIDNEXT"])
 
 
 def watch_imap(ctx, url, email):
     """The last mail comes with any search for `n:*`, however old. A connection that drops, as with
     busy servers, is made again; with another UIDVALIDITY nothing is known to be new."""
-    (box, validity, first), found = open_imap(ctx, url), {}
+    (box, validity, first), found, again = open_imap(ctx, url), {}, True
     while True:
         yield found
         found = {}
@@ -1376,7 +1387,12 @@ def watch_imap(ctx, url, email):
                 if uid >= first:
                     parts = box.uid("FETCH", str(uid), f"(BODY.PEEK[]<0.{MAIL_BYTES}>)")[1]
                     found[uid] = next((part[1] for part in parts if isinstance(part, tuple)), b"")
-        except (OSError, box.error):
+            again = True
+        except (*IMAP_ERRORS, box.error) as error:
+            if not again:
+                problem = f"The mail server went away: {words_of(error)}"
+                raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER)
+            again = False
             box, now, next_uid = open_imap(ctx, url)
             validity, first, found = now, first if now == validity else next_uid, {}
         first = max(found, default=first - 1) + 1
@@ -1403,11 +1419,14 @@ def codes_in(ctx, text, email, looked):
         yield None
         wrong = blocked
         for found in source:
-            for name in sorted(found, reverse=True):  # the newest first
+            left = LIVE_CODES  # an older mail's code is dead, and to try it would cost an attempt
+            for name in sorted(found, reverse=True):
                 looked[name], code = examine(found[name], email, tried)
-                if code:
+                left -= bool(code)
+                while code and left >= 0:  # then the next most likely one, if that was wrong
                     tried.add(code)
                     yield code
+                    code = examine(found[name], email, tried)[1]
             time.sleep(pause)
     except OSError as error:
         raise wrong(f"The mailbox cannot be read: {error.strerror}.", NEXT_SOURCE)
@@ -1450,13 +1469,12 @@ def codes_from(ctx, text, email, seconds, then):
     later, with `then` as next action, when the time is over or no more can come."""
     import socket  # lazy
 
-    looked = {}
+    looked, give_up = {}, time.monotonic() + seconds
     codes = codes_in(ctx, text, email, looked)
     try:
-        yield next_code(ctx, codes, time.monotonic() + seconds)
+        yield within(seconds, next, codes)
     except socket.timeout:
         raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
-    give_up = time.monotonic() + seconds
     try:
         while True:
             yield next_code(ctx, codes, give_up)
@@ -1606,7 +1624,8 @@ def cmd_login(ctx, args):
         except ScriptoError as error:
             if error.code != "invalid-argument":
                 raise
-            say(ctx, "✗ " + error.message)
+            hint = "" if place else " Try again; an empty line asks for a new one."
+            say(ctx, "✗ " + error.message + hint)
 
 
 def cmd_whoami(ctx, args):
@@ -1859,13 +1878,17 @@ def request_of(args):
     """(method, path, headers, body), all checked."""
     from urllib.parse import urlencode  # lazy
 
-    path, headers, body = check_path(args.path), {"Accept": "*/*"}, None
+    path, headers, body = check_path(args.path), {}, None
     if args.q:
         pairs = [readable(text).partition("=")[::2] for text in args.q]
         path += ("&" if "?" in path else "?") + urlencode(pairs)
     if args.d is not None:
-        body, headers["Content-Type"] = read_body(args.d), "application/json"
-    headers.update(map(check_header, args.H or ()))
+        body = read_body(args.d)
+    for name, value in map(check_header, args.H or ()):  # given again, it is a list (RFC 9110, 5.3)
+        headers[name] = headers[name] + ", " + value if name in headers else value
+    headers.setdefault("Accept", "*/*")
+    if body is not None:
+        headers.setdefault("Content-Type", "application/json")
     method = args.X or ("GET" if body is None else "POST")
     if not re.match(r"[A-Za-z]{1,20}\Z", method):
         raise refused(f"'{readable(method)[:80]}' is not a method.", "pass one like -X DELETE")
@@ -1883,10 +1906,11 @@ def cmd_api(ctx, args):
         return itertools.chain(head, parts_of(ctx, url, reply)), None
     content = b"".join(parts_of(ctx, url, reply, REPLY_BYTES))
     if reply.status >= 300:
-        error = bad_reply(url, "answered with a redirect, which is not followed")
+        what = "that nothing is new" if reply.status == 304 else "a redirect, which is not followed"
+        error = bad_reply(url, "answered with " + what)
         if reply.status >= 400:
             error = backend_error(reply.status, parse_json(content) or {}, None, target.key_source)
-        error.parts = head + [content.rstrip() + b"\n"]
+        error.parts = head + [content.rstrip() + b"\n"] * bool(content)
         raise error
     if content and not is_json(content):
         raise bad_reply(url, "did not answer in JSON")
@@ -2920,7 +2944,8 @@ def backend_for(ctx, args, host):
     rules = {rule.lower() for rule in args.allow or ()}
     addresses = [("--mail-from", sender), ("--test-mail", args.test_mail)]
     for flag, text in addresses + [("--allow", re.sub("^@", "x@", rule)) for rule in rules]:
-        if text is not None and not is_email(text):
+        pattern = flag == "--allow" and "*" in text  # which would match nobody
+        if text is not None and (pattern or not is_email(text)):
             raise refused(f"'{readable(text)[:80]}' is no address.", f"pass another {flag}")
     deliver = delivery_for(ctx, args.mail or "console", host, sender)
     return Backend(ctx, deliver, sender, rules, rate_limit)
@@ -2960,7 +2985,8 @@ def start_command(ctx, args, url):
         env["SCRIPTO_CODE_FROM"] = "maildir:" + os.path.abspath(os.path.expanduser(folder))
     own = os.umask(ctx.umask)
     try:
-        return subprocess.Popen(args.command, env=env)
+        # Apart from a terminal in a group of its own, so that what it starts ends with it.
+        return subprocess.Popen(args.command, env=env, start_new_session=not is_terminal(ctx.stdin))
     except (OSError, ValueError) as error:
         problem = f"'{readable(args.command[0])}' cannot be run: {error}."
         raise refused(problem, "look at the command behind --")
@@ -2989,6 +3015,7 @@ def wait_for_end(ctx, args, server, process, signals):
         time.sleep(0.1)
         status = process.poll() if process else None
         if status is not None:
+            end_command(process)
             return 128 - status if status < 0 else status
         while signals:
             number = signals.pop(0)
@@ -3000,7 +3027,10 @@ def wait_for_end(ctx, args, server, process, signals):
             elif not process:
                 return 0
             elif os.name == "posix" and not (number == signal.SIGINT and is_terminal(ctx.stdin)):
-                process.send_signal(number)
+                try:
+                    os.kill(-process.pid, number)
+                except OSError:  # at a terminal it has no group of its own
+                    process.send_signal(number)
 
 
 def serve(ctx, args):
@@ -3028,7 +3058,8 @@ def serve(ctx, args):
     process = None
     if args.command:
         mailing.join(1)  # a Maildir is there by then
-        process = start_command(ctx, args, backend.public_url)
+        here = url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
+        process = start_command(ctx, args, backend.public_url if tls else here)
     status = wait_for_end(ctx, args, server, process, signals)
     server.finish()
     backend.store.close()
@@ -3547,6 +3578,8 @@ def run(ctx, words):
         raise unknown("argument", extra[0], known, f"see: {parser.prog} --help")
     if behind and "--" not in takes:
         parser.error(f"'{name}' takes nothing behind --")
+    if behind == ["--"]:
+        parser.error("No command stands behind --")
     args.command = behind[1:]
     return COMMANDS[name].work(ctx, args)
 

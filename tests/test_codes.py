@@ -53,6 +53,14 @@ FOUND = {  # what kind of mail: (the mail, the code in it)
     "in the text alone": (mail("Sign in to Scripto", OWN), "482913"),
     "the subject before the text": (mail("482913 is your code", "Not the code 111111."), "482913"),
     "G-style words": (mail("Verify", "Use verification code 482913 to sign in."), "482913"),
+    "a number by name": (mail("Sign in", "Your verification number is 482913."), "482913"),
+    "with a letter in front": (mail("Sign in", "G-482913 is your verification code."), "482913"),
+    "beside a link's digits": (
+        mail("Sign in", "Verify at example.com/code?c=111222\n\nYour code: 482913"), "482913"),
+    "below another number": (mail("Sign in", "Sign-in code, Box 111222:\n482913"), "482913"),
+    "html, before a number": (
+        mail("Sign in", "<p>Your code</p><h1>482913</h1><p>10 minutes</p>", kind="text/html"),
+        "482913"),
     "with a space": (mail("Your code", "Your code is 482 913."), "482913"),
     "with a no-break space": (mail("Your code", "Your code is 482\xa0913."), "482913"),
     "with a hyphen": (mail("Your code", "Your code: 482-913"), "482913"),

@@ -193,8 +193,10 @@ def test_an_mbox_that_was_emptied_meanwhile(newest, backend, tmp_path):
 
 def test_a_command(scripto, backend):
     """Run again until it yields a code; it knows whom it is for, and since when."""
-    script = ('test "$SCRIPTO_EMAIL" = %s && test "$SCRIPTO_REQUESTED_AT" -gt 1600000000 && '
-              "cat %s/new/*" % (EMAIL, backend.maildir))
+    now = int(time.time())
+    script = ('test "$SCRIPTO_EMAIL" = %s && test "$SCRIPTO_REQUESTED_AT" -ge %d && '
+              'test "$SCRIPTO_REQUESTED_AT" -le %d && cat %s/new/*'
+              % (EMAIL, now - 1, now + 60, backend.maildir))
     assert signed_in(login(scripto, backend, "cmd:" + script).data, backend)
 
 
@@ -247,6 +249,18 @@ def test_who_is_cut_off_has_read_how_to_go_on(newest, backend):
     process.kill()
     process.communicate()
     assert go_on("--api-url", backend.url) in (backend.folder / "err").read_text()
+
+
+def test_the_next_code_of_a_mail_is_tried_when_one_was_wrong(scripto, backend, tmp_path):
+    new = tmp_path / "own" / "new"
+    for name in ("new", "cur", "tmp"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+    process = start_login(scripto, backend, "maildir:%s" % new.parent)
+    (code,) = wait_until(lambda: re.findall(r"Subject: (\d{6})", "".join(backend.mails())))
+    text = "To: %s\nSubject: Your code %s\n\nYour code: %s\n" % (EMAIL, wrong_code(code), code)
+    (new / "1.mail").write_text(text)
+    status, envelope, _ = ended(process)
+    assert status == 0 and envelope["data"]["email"] == EMAIL
 
 
 def test_twenty_at_once_for_one_email(edge, backend, tmp_path):

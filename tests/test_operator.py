@@ -169,7 +169,7 @@ def test_keys_of_who_is_no_longer_allowed_are_dead_while_that_lasts(start_backen
 BAD_FLAGS = {
     "a rule that is only a name": ["--allow", "example.com"],
     "a rule of nothing": ["--allow", "@"],
-    "a rule with a pattern": ["--allow", "@*.example.com,x"],
+    "a rule with a pattern": ["--allow", "@*.example.com"],
     "a sender that is none": ["--mail-from", "the door"],
     "a port too high": ["--port", "70000"],
     "a port that is none": ["--port", "http"],
@@ -284,11 +284,13 @@ def test_other_commands_take_nothing_behind(scripto):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_go_to_the_command_and_no_process_is_left(scripto, number):
-    """It may take its time to end, and decides how."""
+    """It may take its time to end, and decides how. What it started would hold the pipe open."""
     script = (
-        "import os, signal, sys, time\n"
-        "def end(number, _): time.sleep(0.5); print('got', number, flush=True); sys.exit(5)\n"
+        "import os, signal, subprocess, sys, time\n"
+        "def end(number, _): time.sleep(0.5); os.write(1, b'got %d' % number); os._exit(5)\n"
         "for number in (2, 15): signal.signal(number, end)\n"
+        "subprocess.Popen([sys.executable, '-c', 'import signal, time; '\n"
+        "    'signal.signal(15, signal.SIG_IGN); signal.signal(2, signal.SIG_IGN); time.sleep(60)'])\n"
         "print('pid', os.getpid(), flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -300,6 +302,17 @@ def test_signals_go_to_the_command_and_no_process_is_left(scripto, number):
     assert process.returncode == 5 and out.split() == [b"got", b"%d" % number]
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_no_command_behind_the_dashes_is_refused(scripto):
+    """As with an empty variable in a script."""
+    for command in ("serve", "run"):
+        assert scripto.run(command, "--json", "--").status == 2
+
+
+def test_a_command_finds_a_backend_that_listens_everywhere(scripto):
+    words = ["serve", "--host", "0.0.0.0", "--", "sh", "-c", "echo $SCRIPTO_API_BASE_URL"]
+    assert re.search(r"http://127\.0\.0\.1:\d+\n\Z", scripto.run(*words).out)
 
 
 def test_the_command_has_the_umask_that_it_was_given(scripto, tmp_path):
