@@ -84,9 +84,10 @@ def test_api_sends_a_body_byte_for_byte(at, tmp_path, how):
 
 def test_api_sets_headers(at):
     api, server = at(http_reply({}))
-    assert api("a", "-H", "X-One: 1", "-H", "accept:text/csv", "-H", "X-None:").status == 0
+    assert api("a", "-H", "X-One: 1", "-H", "accept:text/csv", "-H", "X-None:",
+               "-H", "X-One: 2").status == 0
     request = server.requests[0].lower()
-    assert b"\r\nx-one: 1\r\n" in request and b"\r\nx-none: \r\n" in request
+    assert b"\r\nx-one: 1, 2\r\n" in request and b"\r\nx-none: \r\n" in request
     assert request.count(b"accept:") == 1 and b"\r\naccept: text/csv\r\n" in request
 
 
