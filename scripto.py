@@ -564,6 +564,48 @@ def write_through(descriptor, content, spare=0):
         file.truncate(len(content))
 
 
+def make_folder(name, at):
+    """Whether it had to be made."""
+    try:
+        return os.mkdir(name, 0o700, dir_fd=at) is None
+    except FileExistsError:
+        return False
+
+
+def give(ctx, descriptor, owner):
+    try:
+        os.chown(descriptor, *owner)
+    except OSError:  # some roots may not, some file systems have no owners
+        warn(ctx, f"what is made here cannot be given to user {owner[0]}")
+
+
+def enter(ctx, folder, make):
+    """(the folder's descriptor, (uid, gid) of whose home it is in) for root in somebody else's; for
+    others (None, ()). Root goes down step by step. From the first folder on that is not its own it
+    follows no link, which could lead its pen anywhere, and is a guest: what it makes is theirs."""
+    if not hasattr(os, "geteuid") or os.geteuid():
+        return None, ()
+    at, owner = os.open("/", os.O_RDONLY), ()
+    for part in os.path.normpath(folder).split("/")[1:]:
+        made, outer = owner and make and make_folder(part, at), at
+        try:
+            at = os.open(part, os.O_DIRECTORY | (os.O_NOFOLLOW if owner else 0), dir_fd=outer)
+        except FileNotFoundError:
+            if owner:
+                raise
+            return None, ()  # nobody's yet
+        finally:
+            os.close(outer)
+        status = os.stat(at)
+        owner = owner or (status.st_uid and (status.st_uid, status.st_gid))
+        if made:
+            give(ctx, at, owner)
+    if owner:
+        return at, owner
+    os.close(at)
+    return None, ()
+
+
 class ProfileFile:
     """Every failure is failed-precondition and names the path. A file is opened by its `name` from
     the folder `at` (None: the current one); what is made is given to `owner` (empty: nobody)."""
@@ -582,52 +624,16 @@ class ProfileFile:
         return kind("failed-precondition", f"The profile file {self.shown} {what}.", hint)
 
     def enter(self, make):
-        """Root goes down step by step. From the first folder on that is somebody else's it follows
-        no link, which could lead its pen anywhere, and is a guest: what it makes is theirs."""
-        if self.owner or self.user:
-            return
-        outer, owner = os.open("/", os.O_RDONLY), ()
-        for part in os.path.normpath(self.folder).split("/")[1:]:
-            made = owner and make and self.make_folder(part, outer)
-            flags = os.O_DIRECTORY | (os.O_NOFOLLOW if owner else 0)
-            try:
-                at = os.open(part, flags, dir_fd=outer)
-            except FileNotFoundError:
-                if owner:
-                    raise
-                return  # nobody's yet
-            finally:
-                os.close(outer)
-            status = os.stat(at)
-            owner = owner or (status.st_uid and (status.st_uid, status.st_gid))
-            if made:
-                self.give(at, owner)
-            outer = at
-        if owner:
-            self.at, self.owner, self.name = at, owner, "config.json"
-        else:
-            os.close(at)
-
-    @staticmethod
-    def make_folder(name, at):
-        """Whether it had to be made."""
-        try:
-            return os.mkdir(name, 0o700, dir_fd=at) is None
-        except FileExistsError:
-            return False
-
-    def give(self, descriptor, owner):
-        try:
-            os.chown(descriptor, *owner)
-        except OSError:  # some roots may not, some file systems have no owners
-            warn(self.ctx, f"what is made here cannot be given to user {owner[0]}")
+        if not self.owner:
+            self.at, self.owner = enter(self.ctx, self.folder, make)
+            self.name = "config.json" if self.owner else self.path
 
     def make(self, name):
         """The descriptor of a new file. Raises FileExistsError, for a link, too."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         descriptor = os.open(name, flags, 0o600, dir_fd=self.at)
         if self.owner:
-            self.give(descriptor, self.owner)
+            give(self.ctx, descriptor, self.owner)
         return descriptor
 
     def open(self, name, flags):
@@ -2255,11 +2261,17 @@ class Store:
         # No `:memory:`, which would be lost at the end.
         self.path = path = os.path.abspath(path or os.path.join(home, "scripto", "scripto.db"))
         try:
-            if home and serving:
+            at, owner = enter(ctx, os.path.dirname(path), serving) if home else (None, ())
+            if home and serving and not owner:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
             # Made by us, so that it is 0600 before SQLite writes; its side files follow suit.
             flags = os.O_RDWR | NONBLOCK | (os.O_CREAT if serving else 0)
-            os.close(os.open(path, flags, 0o600))
+            flags |= os.O_NOFOLLOW if owner else 0
+            descriptor = os.open(os.path.basename(path) if owner else path, flags, 0o600, dir_fd=at)
+            if owner:
+                give(ctx, descriptor, owner)
+                os.close(at)
+            os.close(descriptor)
             self.file, self.db = os.stat(path), self.connect(WRITE_SECONDS, "FULL")
             self.write(self.migrate, serving)
             if serving:

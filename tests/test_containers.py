@@ -221,6 +221,42 @@ def test_a_guest_follows_no_link(guest, place, tmp_path):
         "config.json", "config.json.lock"}
 
 
+def started(guest):
+    """The first line of a backend with its database in that home, and what it said at its end."""
+    process = guest.start("serve", "--port", "0", "--json")
+    line = process.stdout.readline()
+    process.terminate()
+    return line, process.communicate()
+
+
+def test_the_database_of_a_guest_is_the_owners_too(guest):
+    assert json.loads(started(guest)[0].decode())["success"]
+    folder = guest.home / ".local/share/scripto"
+    assert owners(guest.home) == {SOMEBODY}
+    assert mode_of(folder / "scripto.db") == 0o600 and mode_of(folder) == 0o700
+    assert json.loads(started(guest)[0].decode())["success"]  # and again
+
+
+@pytest.mark.parametrize("place", (".local", ".local/share", "scripto", "scripto.db"))
+def test_the_database_of_a_guest_follows_no_link(guest, place, tmp_path):
+    precious = tmp_path / "precious"
+    (precious / "share/scripto").mkdir(parents=True)
+    folder = guest.home / ".local/share/scripto"
+    inside = {".local": precious, ".local/share": precious / "share"}
+    link = guest.home / place if place in inside else guest.home / ".local/share" / place
+    target = inside.get(place, precious / "share/scripto")
+    if place == "scripto.db":
+        link, target = folder / place, target / place
+        target.touch()
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target)
+    line, (out, err) = started(guest)
+    assert json.loads(line.decode())["error"]["code"] == "failed-precondition"
+    left = [each for each in precious.rglob("*") if each.is_file()]
+    assert all(each.stat().st_size == each.stat().st_uid == 0 for each in left)
+    assert len(left) == (place == "scripto.db")
+
+
 SWAP = """
 import os, sys
 folder, spare, target = sys.argv[1:]
