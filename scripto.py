@@ -616,7 +616,10 @@ class ProfileFile:
         path = os.path.join(self.folder, "config.json")
         self.shown, self.at, self.owner = readable(path), None, ()
         self.user = os.geteuid() if hasattr(os, "geteuid") else -1
-        self.name = self.path = os.path.realpath(path)  # a link stays: its target is replaced
+        try:
+            self.name = self.path = os.path.realpath(path)  # a link stays: its target is replaced
+        except OSError as error:  # it was removed meanwhile
+            raise self.trouble("cannot be read: " + error.strerror)
 
     def trouble(self, what, hint=None, kind=ScriptoError):
         move, paths = "move" if os.name == "nt" else "mv", (self.shown, self.shown + ".old")
