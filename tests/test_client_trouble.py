@@ -12,7 +12,7 @@ import pytest
 
 import conftest
 from conftest import PYTHONS, Scripto, http_reply
-from test_network import certificate, ask, reset, taking_turns, tls, tunnel  # noqa: F401
+from test_network import ask, reset, tunnel
 from test_profiles import KEY, NOWHERE, OTHER_KEY, complete, some_state
 
 SECRET = "pass/word"

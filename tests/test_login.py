@@ -11,14 +11,10 @@ import re
 import select
 import shutil
 import signal
-import socket
-import ssl
-import subprocess
-import threading
 import time
 
 import pytest
-from conftest import PYTHONS, Scripto, http_reply, wait_until, wrong_code
+from conftest import PYTHONS, Listener, Scripto, http_reply, listeners, wait_until, wrong_code
 
 EMAIL = "you@example.com"
 LOGIN = ["auth", "login", "--email", EMAIL]
@@ -550,52 +546,23 @@ def test_what_came_is_counted(newest, backend, tmp_path):
 # ---- IMAP ----
 
 
-class ImapServer:
+class ImapServer(Listener):
     """As much of RFC 3501 as a client needs that only peeks. `mails` are bytes, the UIDs are from
     1 on; `asked` are the commands; `refuse` maps a command to the answer instead of OK, and `drop`
     names one at which the connection ends, once."""
 
     def __init__(self, context=None, mails=(), password="secret"):
-        self.context, self.mails, self.password = context, list(mails), password
+        self.mails, self.password = list(mails), password
         self.asked, self.refuse, self.drop, self.validity = [], {}, [], 7
-        self.listener = socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
-        self.listener.listen(20)
-        self.port = self.listener.getsockname()[1]
-        self.thread = threading.Thread(target=self.accept, daemon=True)
-        self.thread.start()
+        super().__init__(context)
 
     def url(self, folder=""):
         scheme = "imaps" if self.context else "imap"
         return "%s://you@localhost:%d%s" % (scheme, self.port, folder)
 
-    def close(self):
-        try:
-            self.listener.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-        self.thread.join(20)
-        self.listener.close()
-
-    def accept(self):
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
-
-    def serve(self, connection):
-        try:
-            with connection:
-                if self.context:
-                    connection = self.context.wrap_socket(connection, server_side=True)
-                self.talk(connection, connection.makefile("rb"))
-        except OSError:
-            pass  # the client went away, or minds the certificate
-
-    def talk(self, connection, lines):
+    def talk(self, connection):
         connection.sendall(b"* OK ready\r\n")
+        lines = connection.makefile("rb")
         for line in lines:
             tag, command = line.decode().strip().split(" ", 1)
             verb = " ".join(command.split()[: 2 if command.startswith("UID") else 1])
@@ -638,29 +605,9 @@ class ImapServer:
         return "OK done"
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A certificate for localhost, with its key; nobody knows who signed it."""
-    path = str(tmp_path_factory.mktemp("tls") / "server.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-               "-subj", "/CN=localhost", "-keyout", path + ".key", "-out", path,
-               "-addext", "subjectAltName=DNS:localhost"]  # fmt: skip
-    if not shutil.which("openssl") or subprocess.run(command, stderr=subprocess.PIPE).returncode:
-        pytest.skip("needs the openssl command")
-    return path
-
-
 @pytest.fixture
 def imap():
-    servers = []
-
-    def start(*args, **kwargs):
-        servers.append(ImapServer(*args, **kwargs))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+    yield from listeners(ImapServer)
 
 
 def imap_mails(backend, server):
@@ -671,13 +618,6 @@ def imap_mails(backend, server):
 
 PASSWORD = {"SCRIPTO_MAIL_PASSWORD": "secret"}
 OLD = [b"To: you@example.com\r\nSubject: 111111 is your code\r\n\r\n.\r\n"] * 300
-
-
-@pytest.fixture
-def tls(certificate):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, certificate + ".key")
-    return context
 
 
 def test_imaps(scripto, backend, imap, tls, certificate):

@@ -17,9 +17,8 @@ import threading
 import time
 
 import pytest
-from conftest import PROGRAM, Scripto, wait_until, wrong_code
+from conftest import PROGRAM, Scripto, self_signed, wait_until, wrong_code
 from test_backend import (  # noqa: F401  some are fixtures
-    COMPLETE,
     DAY,
     FORWARDED,
     LOCKED,
@@ -33,7 +32,6 @@ from test_backend import (  # noqa: F401  some are fixtures
     ask,
     at_once,
     can_connect,
-    certificate,
     code_after_asking,
     connect,
     enter,
@@ -47,7 +45,6 @@ from test_backend import (  # noqa: F401  some are fixtures
     read_all,
     rows,
     statuses,
-    tls,
 )
 
 HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -581,12 +578,11 @@ def peer_certificate(backend):
 
 
 def test_sighup_reads_the_certificate_anew(start_backend, certificate, tmp_path):  # noqa: F811
-    cert, key = (shutil.copy(path, str(tmp_path)) for path in certificate)
+    cert = shutil.copy(certificate, str(tmp_path / "cert"))
+    key = shutil.copy(certificate + ".key", cert + ".key")
     backend = start_backend("--tls-cert", cert, "--tls-key", key)
     first = peer_certificate(backend)
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-                    "-subj", "/CN=renewed", "-out", cert, "-keyout", key],
-                   check=True, stderr=subprocess.DEVNULL)  # fmt: skip
+    self_signed(cert, "DNS:renewed.example")
     assert peer_certificate(backend) == first
     backend.process.send_signal(signal.SIGHUP)
     wait_until(lambda: peer_certificate(backend) != first, what="the new certificate")

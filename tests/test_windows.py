@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
