@@ -102,7 +102,8 @@ def prefix(tmp_path_factory, python_exe):
     subprocess.run([WINE, str(python_exe), "-c", "pass"], env=env, stdin=subprocess.DEVNULL,
                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
     yield env
-    subprocess.run(["wineserver", "-k"], env=env, timeout=60, stdout=subprocess.DEVNULL,
+    server = shutil.which("wineserver") or "/usr/lib/wine/wineserver"
+    subprocess.run([server, "-k"], env=env, timeout=60, stdout=subprocess.DEVNULL,
                    stderr=subprocess.DEVNULL)
 
 
