@@ -3,6 +3,7 @@
 Everything is real: processes, sockets, files, mail in a Maildir. Each test has a home folder
 of its own; the real one is left alone. Nothing leaves this machine.
 """
+import collections
 import contextlib
 import glob
 import json
@@ -22,7 +23,8 @@ import time
 import pytest
 
 PROGRAM = str(pathlib.Path(__file__).resolve().parent.parent / "scripto.py")
-QUICK = os.environ.get("SCRIPTO_PYTHONS") == "current"  # for who works: one interpreter, no waits
+QUICK = os.environ.get("SCRIPTO_PYTHONS") == "current"  # while one works: see the README
+QUICK_ROWS = 3
 
 # A job in the background (`&` in a script, nohup, some CI) is started with SIGINT ignored, and so
 # would be the programs that the tests start and interrupt.
@@ -74,11 +76,18 @@ def start_as_installed(tmp_path_factory):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests marked `slow` are no part of a quick run, unless -m asks for them."""
-    if QUICK and not config.getoption("markexpr"):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        items[:] = [item for item in items if item not in slow]
-        config.hook.pytest_deselected(items=slow)
+    """A quick run leaves out what is marked `slow` and, of a table, what follows its first rows,
+    unless -m says what is wanted."""
+    if not QUICK or config.getoption("markexpr"):
+        return
+    kept, rows = [], collections.Counter()
+    for item in items:
+        table = item.nodeid.partition("[")[0]
+        rows[table] += 1
+        if rows[table] <= QUICK_ROWS and not item.get_closest_marker("slow"):
+            kept.append(item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 def python_id(path):

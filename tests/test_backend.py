@@ -197,6 +197,7 @@ def shared_edge(request, tmp_path_factory):
 # ---- Code ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_codes_are_six_digits_and_cannot_be_foreseen(backend):
     """A chance of less than one in a million makes this fail by accident."""
     at_once(*[
@@ -305,6 +306,7 @@ def wrong_guesses(backend):
         return db.execute("SELECT count(*) FROM events WHERE kind = 'wrong'").fetchone()[0]
 
 
+@pytest.mark.slow
 def test_a_guesser_with_many_hands_gets_no_more(start_backend):
     """On two servers at that, which share one file: three guesses for each of five codes count,
     those for a code that is dead by then do not, and then the door is shut."""
@@ -737,6 +739,7 @@ def test_a_slow_mail_server_delays_its_own_request_only(start_backend, mail_serv
         assert [each.result().status for each in held] == [200] * 8
 
 
+@pytest.mark.slow
 def test_the_first_mails_may_come_all_at_once(start_backend):
     """A Maildir that is not there yet is made by whoever needs it first, and once."""
     backends, wrong = [start_backend(), start_backend()] * 6, []
@@ -1202,6 +1205,7 @@ def hang_up(backend, data):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
+@pytest.mark.slow
 def test_thousands_of_hostile_requests_hurt_nothing(start_backend, edge):
     backend, chance = start_backend(python=edge), random.Random(3)
     answered, said = [], b""
@@ -1245,6 +1249,7 @@ def test_the_log_has_a_line_for_each_request_and_no_secret(backend):
 # ---- Many clients, slow clients -----------------------------------------------
 
 
+@pytest.mark.slow
 def test_clients_that_ask_and_do_not_read_do_not_keep_out_the_next(start_backend):
     backend, clients = start_backend(), []
     try:
@@ -1261,6 +1266,7 @@ def test_clients_that_ask_and_do_not_read_do_not_keep_out_the_next(start_backend
             client.close()
 
 
+@pytest.mark.slow
 def test_silent_clients_do_not_keep_out_the_next(start_backend, edge):
     """Two hundred of them, and then so many that one has to go for the next."""
     backend, silent = start_backend(python=edge), []
@@ -1275,6 +1281,7 @@ def test_silent_clients_do_not_keep_out_the_next(start_backend, edge):
         assert not os.path.exists(tasks) or len(os.listdir(tasks)) < 300
 
 
+@pytest.mark.slow
 def test_clients_that_stop_half_way_do_not_keep_out_the_next(backend):
     half = HEAD + b"Content-Length: 100\r\n\r\n" + JSON
     with contextlib.ExitStack() as stack:
@@ -1378,6 +1385,7 @@ def test_tls_does_not_sign_in_who_does_not(tls_backend, scripto):
     assert not tls_backend.mails()
 
 
+@pytest.mark.slow
 def test_silent_and_plain_clients_do_not_disturb_tls(tls_backend, certificate, scripto):
     scripto.env["SSL_CERT_FILE"] = certificate
     with contextlib.ExitStack() as stack:
@@ -1444,6 +1452,7 @@ def sign_in_until_dead(backend, addresses, answered):
             ask(backend, "more-" + address)
 
 
+@pytest.mark.slow
 def test_ten_rounds_of_kill_9_under_load_lose_no_key(backend):
     answered, chance = [], random.Random(9)
     for number in range(10):
@@ -1593,6 +1602,7 @@ def test_the_database_holds_no_code_and_no_key(backend):
     assert hashlib.sha256(data["apiKey"].encode()).digest() in content
 
 
+@pytest.mark.slow
 def test_servers_that_start_at_once_on_a_new_file_all_come_up(start_backend):
     backends = at_once(*[start_backend] * 8)
     key = backends[0].mint(YOU)["apiKey"]

@@ -217,6 +217,7 @@ def test_what_is_no_code_is_not_tried(read):
     assert run.status == 3
 
 
+@pytest.mark.slow
 def test_mail_to_somebody_else_is_not_looked_into(read):
     backend, run = read(STRANGERS.values(), "--timeout", "8", "--json")
     assert backend.codes == []
@@ -257,6 +258,7 @@ def test_the_newest_mail_first(read):
     assert backend.codes == ["482913"]
 
 
+@pytest.mark.slow
 def test_hostile_text_takes_no_time(read):
     """Patterns that would be quadratic: each mail is a megabyte of what they stumble at."""
     units = ["<", "<style", "1 2 3 4 5 ", "https://", "&#1", "order ", "111111 ", "code", "a@"]

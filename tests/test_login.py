@@ -259,6 +259,7 @@ def test_the_next_code_of_a_mail_is_tried_when_one_was_wrong(scripto, backend, t
     assert status == 0 and envelope["data"]["email"] == EMAIL
 
 
+@pytest.mark.slow
 def test_twenty_at_once_for_one_email(edge, backend, tmp_path):
     """Each ends signed in or with a clear error."""
     machines = [Scripto(edge, tmp_path / str(n)) for n in range(20)]
@@ -273,6 +274,7 @@ def test_twenty_at_once_for_one_email(edge, backend, tmp_path):
             assert machine.run("whoami", "--json").data["user"]["email"] == EMAIL
 
 
+@pytest.mark.slow
 def test_ten_at_once_for_ten_emails(edge, backend, tmp_path):
     """In one mailbox: each gets a code of its own."""
     (backend.maildir / "new").mkdir(parents=True, exist_ok=True)
@@ -384,6 +386,7 @@ def test_ctrl_c_stores_nothing(scripto, backend, at_terminal, source):
     assert not scripto.config.exists() or scripto.state()["profiles"] == {}
 
 
+@pytest.mark.slow
 def test_a_line_at_the_terminal_counts_the_seconds(newest, backend, at_terminal):
     words = [*LOGIN, "--api-url", backend.url, "--code-from", "-", "--timeout", "3"]
     terminal = at_terminal(newest, *words)
@@ -491,6 +494,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("kind", sorted(COMMANDS))
+@pytest.mark.slow
 def test_a_command_that(kind, newest, backend):
     command, seen = COMMANDS[kind]
     began = time.monotonic()
@@ -531,6 +535,7 @@ def test_the_code_is_not_waited_for_when_none_was_sent(newest, raw_server, tmp_p
     assert run.error["nextAction"] == "retry shortly" and len(server.requests) == 1
 
 
+@pytest.mark.slow
 def test_what_came_is_counted(newest, backend, tmp_path):
     maildir = tmp_path / "counted"
     for part in ("tmp", "new", "cur"):
@@ -735,6 +740,7 @@ def test_a_connection_that_drops_is_made_again(verb, newest, backend, imap):
     assert sum(each.startswith("LOGIN") for each in server.asked) == 2
 
 
+@pytest.mark.slow
 def test_a_mailbox_that_was_made_anew_meanwhile(newest, backend, imap):
     """Another UIDVALIDITY: what it holds then may all be old."""
     server = imap()
@@ -795,6 +801,7 @@ def test_imap_in_the_clear_is_for_loopback_only(newest, backend):
 
 
 @pytest.mark.parametrize("words", [["whoami"], ["config", "show"]])
+@pytest.mark.slow
 def test_other_commands_load_nothing_of_it(words, newest, backend):
     newest.sign_in(backend)
     run = newest.run(*words, flags=["-X", "importtime"])

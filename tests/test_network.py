@@ -156,6 +156,7 @@ def test_a_reset_in_the_middle_of_the_reply(scripto, raw_server, framing):
     assert run.status == 3 and run.error["code"] == "network-error"
 
 
+@pytest.mark.slow
 def test_each_cause_has_words_of_its_own(newest, raw_server, tls, refusing, with_resolver):
     causes = {
         "refused": (refusing, {}),

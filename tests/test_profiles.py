@@ -187,6 +187,7 @@ def fill(folder):
 # ---- Whole at every moment ----------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sixty_programs_writing_at_once_leave_sixty_profiles(tmp_path):
     scriptos = itertools.cycle([Scripto(python, tmp_path / "home") for python in EDGES])
     keys = {"p%d" % number: "scripto_key%d" % number for number in range(60)}
@@ -201,6 +202,7 @@ def test_sixty_programs_writing_at_once_leave_sixty_profiles(tmp_path):
     assert not files_beside(next(scriptos).config)
 
 
+@pytest.mark.slow
 def test_different_commands_at_once_do_not_undo_each_other(tmp_path):
     """Removals, a switch and additions meet: each has its effect and no other."""
     scriptos = itertools.cycle([Scripto(python, tmp_path / "home") for python in EDGES])
@@ -248,6 +250,7 @@ runpy.run_path(PROGRAM, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_step_of_a_write_leaves_a_whole_file_and_no_held_lock(edge, tmp_path):
     """Before each call to the system in turn, until one run gets to its end."""
     scripto = Scripto(edge, tmp_path / "home")
@@ -270,6 +273,7 @@ def test_kill_9_at_any_step_of_a_write_leaves_a_whole_file_and_no_held_lock(edge
     assert not files_beside(scripto.config)
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_of_a_run_loses_nothing(newest):
     newest.write_config(some_state())
     start = time.monotonic()
@@ -287,6 +291,7 @@ def test_kill_9_at_any_moment_of_a_run_loses_nothing(newest):
     assert not files_beside(newest.config)
 
 
+@pytest.mark.slow
 def test_a_reader_never_sees_half_a_file(newest):
     """The file is read over and over while programs rewrite it."""
     newest.write_config(some_state(filler="x" * 500000))
@@ -1122,6 +1127,7 @@ def secret(key):
 
 
 @in_turn("as_json", {"json": ["--json"], "human": []})
+@pytest.mark.slow
 def test_no_command_prints_a_key(as_json, scripto, lasting):
     """A whole life of a key, from minting to removal, good and bad."""
     email = next(EMAILS)

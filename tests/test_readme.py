@@ -28,6 +28,7 @@ def newest(tmp_path_factory):
     return Scripto(PYTHONS[-1], tmp_path_factory.mktemp("home"))
 
 
+@pytest.mark.slow
 def test_the_first_command_does_what_it_shows(edge, tmp_path):
     """In a folder that holds the file alone; `...` in the README stands for any lines."""
     shutil.copy(PROGRAM, str(tmp_path))

@@ -198,6 +198,7 @@ def test_tests_of_ones_own_with_curl(machine, curl):
 # ---- Ways to call it ----
 
 
+@pytest.mark.slow
 def test_however_it_is_called_it_is_the_same(machine, tmp_path):
     """As a module beside the file, as a copy on the PATH, by a link; by pip see test_readme.py."""
     (tmp_path / "beside").mkdir()
@@ -211,6 +212,7 @@ def test_however_it_is_called_it_is_the_same(machine, tmp_path):
         assert results == results[:1] * len(calls), words
 
 
+@pytest.mark.slow
 def test_as_a_module_it_starts_faster(tmp_path):
     """By how much is in the README; here, that it does at all: the medians of runs in turn."""
     shutil.copy(PROGRAM, str(tmp_path))

