@@ -211,7 +211,7 @@ def test_the_code_is_found(kind, read):
 
 def test_what_is_no_code_is_not_tried(read):
     """All at once; the error counts them, and tells nothing of what they say."""
-    backend, run = read(NONE.values(), "--timeout", "2", "--json")
+    backend, run = read(NONE.values(), "--timeout", "1", "--json")
     assert backend.codes == []
     assert "%d to you@example.com, with no right code in it" % len(NONE) in run.error["message"]
     assert run.status == 3

@@ -292,6 +292,7 @@ def test_ten_at_once_for_ten_emails(edge, backend, tmp_path):
 # ---- A wrong code ----
 
 
+@pytest.mark.slow
 def test_a_mailbox_with_a_wrong_code_is_read_on(newest, backend):
     process = start_login(newest, backend, "cmd:cat %s/code" % backend.folder)
     code = wait_until(backend.mails) and backend.code_for(EMAIL)
@@ -518,7 +519,7 @@ def alive(pid):
 def test_a_command_is_ended_with_what_it_started(how, newest, backend):
     path = backend.folder / "pid"
     command = "cmd:sleep 1000 & echo $! > %s; wait" % path
-    process = start_login(newest, backend, command, "--timeout", "2" if how == "time-out" else "60")
+    process = start_login(newest, backend, command, "--timeout", "1" if how == "time-out" else "60")
     pid = int(wait_until(lambda: path.exists() and path.read_text()))
     assert alive(pid)
     if how == "Ctrl-C":
@@ -722,6 +723,7 @@ def test_no_such_folder(newest, backend, imap):
     assert "FOLDER" in run.error["nextAction"] and nothing_sent(backend)
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_space_and_a_quote(newest, backend, imap):
     server = imap()
     process = start_login(newest, backend, server.url("/My%20%22Junk"), env=PASSWORD)
@@ -731,6 +733,7 @@ def test_a_folder_with_a_space_and_a_quote(newest, backend, imap):
 
 
 @pytest.mark.parametrize("verb", ["NOOP", "UID SEARCH", "UID FETCH"])
+@pytest.mark.slow
 def test_a_connection_that_drops_is_made_again(verb, newest, backend, imap):
     server = imap()
     server.drop.append(verb)
@@ -755,6 +758,7 @@ def test_a_mailbox_that_was_made_anew_meanwhile(newest, backend, imap):
     assert requests_to(backend, "/api/cli/login-complete") == 1
 
 
+@pytest.mark.slow
 def test_a_mail_server_that_goes_away(newest, backend, imap):
     server = imap()
     process = start_login(newest, backend, server.url(), env=PASSWORD)

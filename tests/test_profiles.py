@@ -309,6 +309,7 @@ def test_a_reader_never_sees_half_a_file(newest):
     ["logout", "you", "--json"], ["config", "clear", "--yes", "--json"],
     complete("you@example.com", "123456", NOWHERE),
 ))  # fmt: skip
+@pytest.mark.slow
 def test_a_held_lock_is_a_clear_error_and_not_a_hang(words, scripto, impatient, hold_lock):
     scripto.write_config(some_state())
     hold_lock(scripto.config)
@@ -546,7 +547,8 @@ def test_no_hang_and_no_loss_at_what_is_in_a_side_files_place(thing, suffix, new
 def test_a_link_stays_a_link(scripto, tmp_path, lasting):
     """Every command that writes changes what the link leads to."""
     real = tmp_path / "dotfiles" / "scripto.json"
-    real.parent.mkdir(mode=0o755)
+    real.parent.mkdir()
+    real.parent.chmod(0o755)  # whatever the umask
     real.write_bytes(GOOD)
     scripto.config.parent.mkdir(parents=True, mode=0o700)
     scripto.config.symlink_to(os.path.relpath(str(real), str(scripto.config.parent)))
@@ -647,13 +649,14 @@ def home_of_another_user(scripto, request):
         return {"env": {"HOME": "/"}}
     for path in (scripto.home, *scripto.home.glob("**/*")):
         os.chown(str(path), 12345, 12345)
+        path.chmod(mode_of(path) & ~0o022)  # whatever the umask
     return {"preexec_fn": without_privileges}
 
 
 def config_folder_of_another_user(scripto, request):
     if os.geteuid():
         pytest.skip("only root can give a folder away")
-    scripto.config.parent.parent.mkdir()
+    scripto.config.parent.parent.mkdir(mode=0o755)
     os.chown(str(scripto.config.parent.parent), 12345, 12345)
     return {"preexec_fn": without_privileges}
 

@@ -179,6 +179,7 @@ def test_a_guarded_page(start_backend, nginx):
     assert fetch(site, outside)[0] == fetch(site, inside + "x")[0] == 401
 
 
+@pytest.mark.slow
 def test_tests_of_ones_own_with_pytest(machine):
     if "auth login " not in machine.sh("scripto --help")[1]:
         pytest.skip("no auth login in this version")
