@@ -3,7 +3,6 @@
 Everything is real: processes, sockets, files, mail in a Maildir. Each test has a home folder
 of its own; the real one is left alone. Nothing leaves this machine.
 """
-import collections
 import contextlib
 import glob
 import json
@@ -25,7 +24,6 @@ import pytest
 
 PROGRAM = str(pathlib.Path(__file__).resolve().parent.parent / "scripto.py")
 QUICK = os.environ.get("SCRIPTO_PYTHONS") == "current"  # while one works: see the README
-QUICK_ROWS = 2
 if QUICK and os.access("/dev/shm", os.W_OK) and not os.statvfs("/dev/shm").f_flag & os.ST_NOEXEC:
     tempfile.tempdir = os.environ.setdefault("TMPDIR", "/dev/shm")  # no flush waits for a disk
 
@@ -79,16 +77,16 @@ def start_as_installed(tmp_path_factory):
 
 
 def pytest_collection_modifyitems(config, items):
-    """A quick run leaves out what is marked `slow` and, of a table, what follows its first rows,
-    unless -m says what is wanted."""
+    """A quick run leaves out what is marked `slow` and all but the first row of a table, unless -m
+    says what is wanted."""
     if not QUICK or config.getoption("markexpr"):
         return
-    kept, rows = [], collections.Counter()
+    kept, tables = [], set()
     for item in items:
         table = item.nodeid.partition("[")[0]
-        rows[table] += 1
-        if rows[table] <= QUICK_ROWS and not item.get_closest_marker("slow"):
+        if table not in tables and not item.get_closest_marker("slow"):
             kept.append(item)
+        tables.add(table)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
 

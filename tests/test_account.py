@@ -208,6 +208,7 @@ def test_a_renewal_keeps_what_it_does_not_know(newest, raw_server):
     assert renewed["apiKey"] == KEY
 
 
+@pytest.mark.slow
 def test_another_email_with_the_same_local_part_gets_a_number(newest, backend):
     emails = [EMAIL, "you@example.org", "you@example.net", "you@example.org"]
     names = [newest.sign_in(backend, email)["profile"] for email in emails]
@@ -487,6 +488,7 @@ def test_demo_shows_the_sign_in_and_leaves_nothing(python, tmp_path):
     assert list(scripto.home.iterdir()) == [] and list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_demo_leaves_the_users_own_account_alone(newest, witness, tmp_path):
     newest.write_config(profiles("you", you=profile(KEY, "http://localhost:1", email=EMAIL)))
     before = newest.config.read_bytes()
@@ -763,6 +765,7 @@ def test_an_xdg_variable_that_is_empty_or_relative_is_ignored(scripto, tmp_path,
 @pytest.mark.parametrize("value, place", [
     ("{home}/data", "data"), ("data", ".local/share"),
 ])
+@pytest.mark.slow
 def test_the_backends_data_is_where_xdg_data_home_says(newest, value, place):
     env = {"XDG_DATA_HOME": value.format(home=newest.home)}
     server = newest.start("serve", "--port", "0", env=env, stderr=subprocess.DEVNULL)

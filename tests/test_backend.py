@@ -397,6 +397,7 @@ def test_a_good_sign_in_buys_no_guesses(backend):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_restart_changes_nothing_for_a_guesser(backend, number):
     code = lock(backend)
     backend.restart(number)
@@ -1409,6 +1410,7 @@ def test_a_certificate_that_cannot_be_used_is_refused(scripto, certificate, give
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_a_signal_ends_it_with_status_0(start_backend, edge, number):
     backend = start_backend(python=edge)
     with connect(backend), connect(backend, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
@@ -1489,6 +1491,7 @@ def test_the_database_and_its_side_files_are_private(start_backend, edge, tmp_pa
     assert {mode(path) for path in files} == {"0o600"}
 
 
+@pytest.mark.slow
 def test_a_database_that_others_can_read_is_tightened(backend):
     backend.stop()
     backend.db.chmod(0o644)
@@ -1634,10 +1637,12 @@ def test_the_database_does_not_grow_with_what_is_over(backend):
 
 
 @pytest.mark.parametrize("client", ["silent", "kept", "line", "headers", "body"])
+@pytest.mark.slow
 def test_a_client_that_is_silent_or_dribbles_is_cut_off_after_ten_seconds(patience, client):
     assert 8 < patience[client].result() < 25
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_cut_off(patience):
     assert patience["no reader"].result() < 0.9
 
@@ -1646,5 +1651,6 @@ def test_the_minute_of_an_address_is_not_over_after_ten_seconds(patience):
     assert patience["limit"].result() == (200, 429)
 
 
+@pytest.mark.slow
 def test_a_mail_server_that_says_nothing_is_given_up(patience):
     assert patience["mail"].result().error == (500, "internal")

@@ -64,6 +64,7 @@ def test_isolated_and_without_site_everywhere(python, tmp_path):
 
 
 @pytest.mark.parametrize("flags", [["-I", "-S"], ["-OO", "-bb", "-W", "error"]], ids=" ".join)
+@pytest.mark.slow
 def test_a_sign_in_works_under_any_flag(scripto, backend, flags):
     words = ["--email", "you@example.com", "--api-url", backend.url]
     assert scripto.run("auth", "login-request", *words, flags=flags).status == 0
@@ -75,6 +76,7 @@ def test_a_sign_in_works_under_any_flag(scripto, backend, flags):
 
 
 @pytest.mark.parametrize("flags", [["-I"], ["-S"]], ids=" ".join)
+@pytest.mark.slow
 def test_a_backend_works_under_any_flag(newest, tmp_path, flags):
     server = newest.start("serve", "--port", "0", "--db", str(tmp_path / "db"), flags=flags)
     assert server.stdout.readline().startswith(b"listening on http://127.0.0.1:")
@@ -212,6 +214,7 @@ def test_a_whole_sign_in_needs_neither_ssl_nor_sqlite3(scripto, backend, without
     assert scripto.run("whoami", program=program).status == 0
 
 
+@pytest.mark.slow
 def test_a_backend_needs_no_ssl(scripto, without, tmp_path):
     server = scripto.start("serve", "--port", "0", "--db", str(tmp_path / "db"),
                            program=without("_ssl", "ssl"))  # fmt: skip

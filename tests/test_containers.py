@@ -230,6 +230,7 @@ def started(guest):
     return line, process.communicate()
 
 
+@pytest.mark.slow
 def test_the_database_of_a_guest_is_the_owners_too(guest):
     assert json.loads(started(guest)[0].decode())["success"]
     folder = guest.home / ".local/share/scripto"

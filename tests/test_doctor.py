@@ -111,6 +111,7 @@ def test_a_refused_key_is_broken(newest, backend):
     assert checks["key"]["nextAction"] == "pass another --api-key, or " + sign_in
 
 
+@pytest.mark.slow
 def test_a_backend_that_is_down_is_broken(newest, backend):
     newest.sign_in(backend)
     backend.stop()
@@ -137,6 +138,7 @@ def test_what_is_no_scripto_backend_is_broken(newest, raw_server, answer):
     assert "error" in (checks["backend"]["status"], checks.get("key", {}).get("status"))
 
 
+@pytest.mark.slow
 def test_a_silent_backend_is_broken_in_time(newest, raw_server):
     silent = raw_server(lambda connection: connection.recv(1))
     begin = time.monotonic()

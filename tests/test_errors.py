@@ -274,6 +274,7 @@ def test_what_the_backend_says(newest, raw_server, row):
     check_failure(newest, COMMANDS[command], code, next_action, env=env)
 
 
+@pytest.mark.slow
 def test_a_wrong_code_a_spent_code_and_no_code_at_all(newest, backend):
     """At the backend that the program brings along; it has to say them all alike."""
     newest.sign_in(backend)

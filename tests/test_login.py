@@ -160,6 +160,7 @@ def test_an_old_mail_that_a_reader_moves_is_not_new(newest, backend):
     assert requests_to(backend, "/api/cli/login-complete") == 2
 
 
+@pytest.mark.slow
 def test_an_mbox(scripto, backend, tmp_path):
     path = tmp_path / "mbox"
     old = "From a@b Tue Nov 24\nTo: %s\nSubject: 111111 is your code\n\n.\n\n" % EMAIL
@@ -176,6 +177,7 @@ def test_an_mbox(scripto, backend, tmp_path):
     assert requests_to(backend, "/api/cli/login-complete") == 1
 
 
+@pytest.mark.slow
 def test_an_mbox_that_was_emptied_meanwhile(newest, backend, tmp_path):
     path = tmp_path / "mbox"
     path.write_text("From a@b\nTo: %s\nSubject: 111111 is your code\n\n.\n\n" % EMAIL * 9)
@@ -224,6 +226,7 @@ def test_names_are_passed_on(scripto, backend):
     assert backend.request("GET", "/api/keys", key=key)[2]["data"]["keys"][0]["name"] == "a job"
 
 
+@pytest.mark.slow
 def test_the_next_step_has_every_flag_of_the_call(newest, backend):
     flags = ["--name", "a job", "--profile-name", "job", "--timeout", "1"]
     run = login(newest, backend, "cmd:true", *flags)
@@ -231,6 +234,7 @@ def test_the_next_step_has_every_flag_of_the_call(newest, backend):
     assert run.error["nextAction"] == expected and "  %s\n" % expected in run.err
 
 
+@pytest.mark.slow
 def test_the_mailed_code_stays_good_for_the_second_step(newest, backend):
     error = login(newest, backend, "cmd:true", "--timeout", "1").error
     words = error["nextAction"].replace("<6-digit-code>", backend.code_for(EMAIL)).split()
@@ -399,6 +403,7 @@ def test_a_line_at_the_terminal_counts_the_seconds(newest, backend, at_terminal)
     assert terminal.end()[0] == 3
 
 
+@pytest.mark.slow
 def test_without_a_terminal_no_line_counts(newest, backend):
     run = login(newest, backend, "cmd:true", "--timeout", "1")
     assert "seconds left" not in run.err and "\r" not in run.err
@@ -516,6 +521,7 @@ def alive(pid):
 
 @pytest.mark.parametrize("how", ["time-out", "Ctrl-C"])
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
+@pytest.mark.slow
 def test_a_command_is_ended_with_what_it_started(how, newest, backend):
     path = backend.folder / "pid"
     command = "cmd:sleep 1000 & echo $! > %s; wait" % path
@@ -626,6 +632,7 @@ PASSWORD = {"SCRIPTO_MAIL_PASSWORD": "secret"}
 OLD = [b"To: you@example.com\r\nSubject: 111111 is your code\r\n\r\n.\r\n"] * 300
 
 
+@pytest.mark.slow
 def test_imaps(scripto, backend, imap, tls, certificate):
     """Twice in a row in a mailbox with old codes; nothing there is changed."""
     server = imap(tls, OLD)
@@ -685,6 +692,7 @@ def test_a_secret_that_the_mail_server_repeats(newest, backend, imap):
     assert "secret" not in run.out + run.err and "is not your password" in run.out
 
 
+@pytest.mark.slow
 def test_an_oauth_token(scripto, backend, imap):
     server = imap()
     env = dict(PASSWORD, SCRIPTO_MAIL_TOKEN="ya29.token")
@@ -696,6 +704,7 @@ def test_an_oauth_token(scripto, backend, imap):
 
 
 @pytest.mark.parametrize("user, mode, good", [("you", 0o600, True), ("other", 0o600, False)])
+@pytest.mark.slow
 def test_a_password_from_netrc(user, mode, good, scripto, backend, imap):
     server = imap()
     netrc = scripto.home / ".netrc"

@@ -246,6 +246,7 @@ def pour(connection, unit, total=1 << 30):
 
 
 @pytest.mark.parametrize("kind", SLOW)
+@pytest.mark.slow
 def test_the_time_out_bounds_the_whole_request(newest, raw_server, kind):
     begin = time.monotonic()
     run = ask(newest, raw_server(SLOW[kind]).url, env=SOON)
@@ -262,12 +263,14 @@ def test_it_bounds_a_tls_handshake_too(newest):
     server.close()
 
 
+@pytest.mark.slow
 def test_it_bounds_a_name_look_up_too(newest, with_resolver):
     program, begin = with_resolver("time.sleep(60)"), time.monotonic()
     run = ask(newest, "https://x.example", program=program, env=SOON)
     assert time.monotonic() - begin < 20 and run.error["code"] == "network-error"
 
 
+@pytest.mark.slow
 def test_it_bounds_both_tries_together(newest, raw_server):
     def late_reset(connection):
         time.sleep(0.3)
@@ -278,6 +281,7 @@ def test_it_bounds_both_tries_together(newest, raw_server):
     assert time.monotonic() - begin < 10 and run.error["code"] == "network-error"
 
 
+@pytest.mark.slow
 def test_a_login_complete_that_is_cut_off_stores_nothing(newest, raw_server):
     server = raw_server(drip(HEAD + b"\r\n"))
     assert ask(newest, server.url, "login-complete", env=SOON).status == 3

@@ -146,6 +146,7 @@ def test_who_is_not_allowed_gets_no_code(start_backend, scripto):
     assert (result.status, result.error["code"]) == (1, "permission-denied")
 
 
+@pytest.mark.slow
 def test_keys_of_who_is_no_longer_allowed_are_dead_while_that_lasts(start_backend):
     backend = start_backend()
     boss, guest = backend.mint(BOSS), backend.mint(GUEST)
@@ -187,6 +188,7 @@ def test_bad_flags_are_refused_before_anything_is_made(scripto, tmp_path, flags)
 # ---- What is said at the start ------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_terminal_is_told_how_to_sign_in(scripto):
     status, shown = at_terminal(scripto, ["serve", "--port", "0"])
     url = re.search(r"listening on (\S+)", shown).group(1)
@@ -250,6 +252,7 @@ def test_a_command_finds_a_backend_of_its_own(scripto, tmp_path):
     assert not (scripto.home / ".local").exists()
 
 
+@pytest.mark.slow
 def test_flags_say_where_its_things_are(scripto, tmp_path):
     words = ["--db", str(tmp_path / "db"), "--mail", "maildir:post"]
     result = scripto.run("serve", *words, "--", "sh", "-c", "echo $SCRIPTO_CODE_FROM",
@@ -261,10 +264,12 @@ def test_flags_say_where_its_things_are(scripto, tmp_path):
 @pytest.mark.parametrize("command, status", [
     ("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_it_ends_as_the_command_did(scripto, command, status):
     assert beside(scripto, "sh", "-c", command).status == status
 
 
+@pytest.mark.slow
 def test_what_stands_behind_is_the_command_s_alone(scripto):
     words = ["echo", "--json", "--version", "--help", "-h", "--port", "1", "--"]
     result = beside(scripto, *words)
@@ -283,6 +288,7 @@ def test_other_commands_take_nothing_behind(scripto):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_signals_go_to_the_command_and_no_process_is_left(scripto, number):
     """It may take its time to end, and decides how. What it started would hold the pipe open."""
     script = (
@@ -310,11 +316,13 @@ def test_no_command_behind_the_dashes_is_refused(scripto):
         assert scripto.run(command, "--json", "--").status == 2
 
 
+@pytest.mark.slow
 def test_a_command_finds_a_backend_that_listens_everywhere(scripto):
     words = ["serve", "--host", "0.0.0.0", "--", "sh", "-c", "echo $SCRIPTO_API_BASE_URL"]
     assert re.search(r"http://127\.0\.0\.1:\d+\n\Z", scripto.run(*words).out)
 
 
+@pytest.mark.slow
 def test_the_command_has_the_umask_that_it_was_given(scripto, tmp_path):
     umask = os.umask(0o027)
     try:

@@ -1195,6 +1195,7 @@ def test_a_broken_stored_key_is_not_quoted(command, newest):
     assert secret(KEY) not in result.out + result.err
 
 
+@pytest.mark.slow
 def test_a_bad_file_is_not_quoted(newest):
     for content in (GOOD[:-30], b'{"profiles": "%s"}' % KEY.encode(), KEY.encode()):
         newest.write_config(content)

@@ -73,6 +73,7 @@ class Mailpit(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+@pytest.mark.slow
 def test_the_recipe_for_mailpit(tmp_path, backend):
     """Twice, so that there is an old mail, too."""
     (recipe,) = re.findall(r"```sh\n(export SCRIPTO_CODE_FROM='cmd:.*?)```", README, re.S)

@@ -95,6 +95,7 @@ def test_a_container_image(machine, backend, curl):
     assert status == 0 and YOU in out and backend.url in out
 
 
+@pytest.mark.slow
 def test_a_host_with_no_network(machine):
     """One line after the other, as typed; the port is one that is free."""
     with socket.socket() as taken:
@@ -168,6 +169,7 @@ def fetch(url, key):
         connection.close()
 
 
+@pytest.mark.slow
 def test_a_guarded_page(start_backend, nginx):
     """Who signed up before the rule was made has a key, and stays outside now."""
     backend = start_backend()
@@ -191,6 +193,7 @@ def test_tests_of_ones_own_with_pytest(machine):
     assert status == 0 and re.search(r"^1 passed", out, re.M), out
 
 
+@pytest.mark.slow
 def test_tests_of_ones_own_with_curl(machine, curl):
     status, out = machine.sh(recipe("sh", "scripto serve -- sh"))
     assert status == 0 and '"apiKey": "scripto_' in out

@@ -448,6 +448,7 @@ def test_unreadable_standard_input_is_a_clear_error(scripto):
         assert error["code"] in ("invalid-argument", "failed-precondition"), error
 
 
+@pytest.mark.slow
 def test_a_backend_with_closed_streams_keeps_its_database(newest, tmp_path):
     mail, db = tmp_path / "mail", tmp_path / "newest.db"
     server = newest.start("serve", "--port", "0", "--mail", "maildir:%s" % mail, "--db", str(db),

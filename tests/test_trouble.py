@@ -351,6 +351,7 @@ def make_corrupt(path):
 
 
 @pytest.mark.parametrize("spoil, told", [(make_newer, "update"), (make_corrupt, "backup")])
+@pytest.mark.slow
 def test_a_database_that_cannot_be_used_is_kept(backend, scripto, spoil, told):
     """Who is told to pass another file starts with an empty one, and everybody is locked out."""
     backend.stop()
@@ -367,6 +368,7 @@ BACKUPS = re.findall(r"(?m)^(?:sqlite3|python3) .*scripto-backup.*$", README.rea
 
 
 @pytest.mark.parametrize("command", BACKUPS, ids=lambda command: command.split()[0])
+@pytest.mark.slow
 def test_a_backup_as_the_readme_says_is_whole(backend, tmp_path, command):
     """Taken while the server runs; with a copy of the file alone, the newest keys are lost."""
     assert len(BACKUPS) == 2
@@ -382,6 +384,7 @@ def test_a_backup_as_the_readme_says_is_whole(backend, tmp_path, command):
     assert all(is_accepted(backend, key) for key in keys)
 
 
+@pytest.mark.slow
 def test_it_serves_under_pypy_too(start_backend, scripto):
     """Where a statement that is not read to its end stays open."""
     python = shutil.which("pypy3")
@@ -416,6 +419,7 @@ PRAGMA user_version = 1
 """
 
 
+@pytest.mark.slow
 def test_a_database_of_the_first_version_is_brought_up_to_date(backend, edge):
     """Users, keys, live codes and what limits count come along."""
     key, code = backend.mint(YOU)["apiKey"], code_after_asking(backend)
@@ -534,6 +538,7 @@ def test_who_is_held_off_stands_in_the_log_and_the_email_does_not(backend):
 # ---- The log ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nobody_has_to_read_the_log(scripto, tmp_path):
     """A full pipe stops neither requests nor a signal; how much is missing is said later."""
     process = scripto.start("serve", "--port", "0", "--db", str(tmp_path / "db"))
@@ -561,6 +566,7 @@ def test_the_log_names_the_client_behind_the_proxy(start_backend):
 # ---- Endings ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_has_arrived_is_answered_before_the_end(backend):
     """Also on connections that nobody had looked at when the signal came."""
     connections = [connect(backend, HEALTHZ) for _ in range(120)]
@@ -601,6 +607,7 @@ def test_sighup_reads_the_certificate_anew(start_backend, certificate, tmp_path)
     assert peer_certificate(backend) == second
 
 
+@pytest.mark.slow
 def test_sighup_ends_nothing(backend):
     backend.process.send_signal(signal.SIGHUP)
     time.sleep(0.5)  # for it to have an effect, if it had one
