@@ -1647,6 +1647,7 @@ def test_a_client_that_does_not_read_is_cut_off(patience):
     assert patience["no reader"].result() < 0.9
 
 
+@pytest.mark.slow
 def test_the_minute_of_an_address_is_not_over_after_ten_seconds(patience):
     assert patience["limit"].result() == (200, 429)
 

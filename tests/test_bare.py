@@ -10,6 +10,7 @@ import subprocess
 import pytest
 from conftest import PROGRAM, PYTHONS, Scripto, http_reply
 
+pytestmark = pytest.mark.slow  # every test imitates a Python of its own
 KEY = "scripto_fromthetests"
 USER = http_reply({"user": {"id": "user_1", "email": "you@example.com", "name": ""}})
 RUNNER = """

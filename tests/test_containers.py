@@ -321,6 +321,7 @@ def test_without_locks_nothing_is_lost_either(scripto, patched):
     assert min(seen) >= 2 and not files_beside(scripto.config)
 
 
+@pytest.mark.slow
 def test_without_locks_what_died_holding_one_is_named(scripto, patched, tmp_path):
     source = pathlib.Path(store.__globals__["conftest"].PROGRAM).read_text(encoding="utf-8")
     impatient = tmp_path / "impatient.py"

@@ -651,6 +651,7 @@ def test_imaps(scripto, backend, imap, tls, certificate):
     assert requests_to(backend, "/api/cli/login-complete") == 2
 
 
+@pytest.mark.slow
 def test_imap_on_loopback(scripto, backend, imap):
     server = imap()
     process = start_login(scripto, backend, server.url("/INBOX"), env=PASSWORD)
