@@ -13,7 +13,6 @@ import sys
 if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
     del sys.path[0]  # this file's folder: a download folder, say, with anybody's `email.py`
 
-import argparse
 import collections
 import errno
 import itertools
@@ -21,6 +20,7 @@ import os
 import re
 import stat
 import time
+import types
 
 __version__ = "0.1.0"
 
@@ -1772,8 +1772,6 @@ def cmd_logout(ctx, args):
 
 def cmd_config_set(ctx, args):
     name = args.profile_name
-    if args.api_key is None:
-        raise refused("The API key is missing.", "Pass --api-key <your-key> to: scripto config set")
     identity = {"apiKey": check_key(ctx, args.api_key, "--api-key")}
     base_url = given_url(ctx, args)[0]
     check_profile_name(name)
@@ -1839,8 +1837,6 @@ def cmd_config_clear(ctx, args):
 
 def cmd_run(ctx, args):
     """Becomes that command; on Windows, which knows no such thing, it waits."""
-    if not args.command:
-        raise refused("No command is given.", "put it behind --: scripto run -- COMMAND")
     target = resolve(ctx, args)
     env = dict(ctx.env, SCRIPTO_API_KEY=target.key, SCRIPTO_API_BASE_URL=target.base_url)
     try:
@@ -2051,7 +2047,8 @@ def cmd_guide(ctx, args):
          "default": (re.findall(r"\(([0-9.]+)\)", purpose) + [None])[0]}
         for name, (takes, purpose) in ctx.options.items()]
     commands = [
-        {"name": name, "purpose": command.purpose, "takes": command.takes.split(),
+        {"name": name, "purpose": command.purpose, "takes": command.takes.replace("!", "").split(),
+         "required": re.findall(r"(\S+)!", command.takes),
          "example": f"scripto {name} {command.example}".strip(), "changes": command.changes}
         for name, command in ctx.commands.items()]
     errors = [{"code": code, "httpStatus": http, "exitStatus": status}
@@ -3107,9 +3104,7 @@ def cmd_users(ctx, args):
 
 
 def cmd_users_remove(ctx, args):
-    email = readable(args.email or "").lower()
-    if not email:
-        raise refused("The email is missing.", "Pass <email> to: scripto users remove")
+    email = readable(args.email).lower()
     store = Store(ctx, args.db, serving=False)
     confirm(ctx, args, f"Remove {email}, with every key?", "users remove")
     known = store.write(store.delete_user, email)
@@ -3371,13 +3366,13 @@ complete -f -c CALLED -a '(__scripto)'""",
 def followers(ctx):
     """Rows `typed:what may follow:why`; @ stands for a profile's name, / for a file's."""
     rows = [":--help:show the commands", ":--version:show the version"]
-    values = {"NAME": "@", "FILE": "/", "|".join(SHELLS): SHELLS}
+    values = {"NAME": "@", "FILE": "/", "COMMAND": "/", "|".join(SHELLS): SHELLS}
     for name, command in ctx.commands.items():
         group, _, last = f" {name}".rpartition(" ")
         if group and group[1:] not in ctx.commands:
             rows.append(f":{group[1:]}:commands")
         rows.append(f"{group}:{last}:{command.purpose}")
-        for word in command.takes.split() + ["--json", "--help"]:
+        for word in command.takes.replace("!", "").split() + ["--json", "--help"]:
             (takes, purpose), typed = ctx.options[word], " " + name
             if word[0] == "-":
                 rows.append(f"{typed}:{word}:{purpose}")
@@ -3437,25 +3432,28 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--allow": ("RULE", "let in only @domain or this address; may be given again"),
     "--test-mail": ("ADDRESS", "send one mail there, and end"),
     "--skill": (None, "as an agent skill, SKILL.md (agentskills.io)"),
-    "--": ("FILE", "a command, with words of its own"),
+    "--": ("COMMAND", "a command, with words of its own"),
     "--json": (None, "answer in JSON"),
     "--help": (None, "show this and do nothing"),
 }
+REPEATED = ("--allow", "-q", "-H")
+MISSING = {"--code": NEXT_CODE, "--": "put it behind --"}  # what to do; of others it is plain
 BACKEND = " --api-url --profile"
 SIGN_IN, KEY = " --name --profile-name" + BACKEND, "--api-key" + BACKEND
-# What it does, its arguments and flags, an example of them, and where it changes something.
+# What it does, its arguments and flags (with ! what it needs), an example of them, and where it
+# changes something.
 Command = collections.namedtuple("Command", "work purpose takes example changes")
 COMMANDS = {
     "auth login": Command(
         cmd_login, "sign in, in one step; a new email signs up",
-        "--email --code-from --timeout" + SIGN_IN,
+        "--email! --code-from --timeout" + SIGN_IN,
         "--email you@example.com --code-from maildir:mail", "here, backend"),
     "auth login-request": Command(
         cmd_login_request, "email a six-digit sign-in code",
-        "--email" + BACKEND, "--email you@example.com", "backend"),
+        "--email!" + BACKEND, "--email you@example.com", "backend"),
     "auth login-complete": Command(
         cmd_login_complete, "sign in with the code; a new email signs up",
-        "--email --code" + SIGN_IN,
+        "--email! --code!" + SIGN_IN,
         "--email you@example.com --code 123456", "here, backend"),
     "auth token": Command(cmd_token, "print the API key in force", KEY, "", ""),
     "whoami": Command(cmd_whoami, "ask the backend whose key this is", KEY, "", ""),
@@ -3465,10 +3463,10 @@ COMMANDS = {
         "name --revoke", "you", "here, backend"),
     "keys list": Command(cmd_keys_list, "list your keys at the backend", KEY, "", ""),
     "keys revoke": Command(
-        cmd_keys_revoke, "end one of your keys", "id --yes " + KEY, "key_1f2e3d", "backend"),
+        cmd_keys_revoke, "end one of your keys", "id! --yes " + KEY, "key_1f2e3d", "backend"),
     "config set": Command(
         cmd_config_set, "store a key that you have as a profile",
-        "--api-key --profile-name --api-url", "--api-key -", "here"),
+        "--api-key! --profile-name --api-url", "--api-key -", "here"),
     "config show": Command(cmd_config_show, "show profiles and what is in force", KEY, "", ""),
     "config clear": Command(
         cmd_config_clear, "forget a profile, or all, on this machine; their keys are not revoked",
@@ -3477,17 +3475,17 @@ COMMANDS = {
         cmd_serve, "run a backend",
         "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
         " --behind-proxy --rate-limit --allow --test-mail --", "--mail maildir:mail", "here"),
-    "completion": Command(cmd_completion, "make a shell complete all this", "shell", "bash", ""),
+    "completion": Command(cmd_completion, "make a shell complete all this", "shell!", "bash", ""),
     "api": Command(
         cmd_api, "send a request with the key, and print the reply as it comes",
-        "path -X -d -q -H -i " + KEY, "api/keys/key_1f2e3d -X DELETE", "backend"),
+        "path! -X -d -q -H -i " + KEY, "api/keys/key_1f2e3d -X DELETE", "backend"),
     "run": Command(
-        cmd_run, "run a command that finds the key in SCRIPTO_API_KEY", KEY + " --",
+        cmd_run, "run a command that finds the key in SCRIPTO_API_KEY", KEY + " --!",
         "-- deploy.sh production", ""),
     "users": Command(cmd_users, "list who has signed up at your backend", "--db", "", ""),
     "users list": Command(cmd_users, "the same", "--db", "", ""),
     "users remove": Command(
-        cmd_users_remove, "remove one, with every key", "email --db --yes", "you@example.com",
+        cmd_users_remove, "remove one, with every key", "email! --db --yes", "you@example.com",
         "backend"),
     "demo": Command(cmd_demo, "see the whole sign-in, in a throw-away folder", "", "", ""),
     "guide": Command(
@@ -3495,39 +3493,6 @@ COMMANDS = {
     "doctor": Command(cmd_doctor, "check what works on this machine", KEY, "", ""),
 }
 GROUPS = ("auth", "config", "keys")
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, whose errors take the one way out."""
-
-    def error(self, message):
-        raise refused(message[:1].upper() + message[1:] + ".", f"see: {self.prog} --help")
-
-
-def parser_for(name):
-    command = COMMANDS[name]
-    # A width of our own: argparse would ask a module that a minimal Python lacks.
-    parser = Parser("scripto " + name,
-                    description=command.purpose[0].upper() + command.purpose[1:] + ".",
-                    epilog=f"Example: scripto {name} {command.example}",
-                    add_help=False, allow_abbrev=False,
-                    formatter_class=lambda prog: argparse.HelpFormatter(prog, width=96))
-    parser.color = False  # Python 3.14 would colour what is not yet known to go to a terminal
-    for word in command.takes.split() + ["--json", "--help"]:
-        takes, purpose = OPTIONS[word]
-        if word == "--":  # no flag: run() splits there
-            continue
-        more = {"metavar": takes} if takes else {"action": "store_true"}
-        if word in ("name", "email", "--email", "--code"):
-            more["nargs"] = "?"  # what is missing is said later
-        if word in ("--allow", "-q", "-H"):
-            more["action"] = "append"
-        if "|" in (takes or ""):
-            more["choices"] = takes.split("|")
-        parser.add_argument(word, help=purpose.replace("%", "%%"), **more)
-    if "--" in command.takes.split():
-        parser.usage = parser.format_usage()[len("usage: ") :].rstrip() + " [-- COMMAND ...]"
-    return parser
 
 
 def overview(prefix=""):
@@ -3551,6 +3516,18 @@ def unknown(kind, word, known, hint):
     return refused(f"Unknown {'flag' if word.startswith('-') else kind} '{word}'.", hint)
 
 
+def help_of(name):
+    command, usage, lines = COMMANDS[name], "Usage: scripto " + name, []
+    for word in command.takes.split() + ["--json", "--help"]:
+        takes, purpose = OPTIONS[word.strip("!")]
+        shown = f"{word.strip('!')} {takes or ''}" if word.startswith("-") else takes
+        usage += " " + shown if word.endswith("!") else ""
+        lines.append(f"  {shown:20} {purpose}")
+    head = [usage + " [flags]", "", command.purpose[0].upper() + command.purpose[1:] + ".", ""]
+    lines = head + lines + ["", f"Example: scripto {name} {command.example}"]
+    return {"help": lines}, lines
+
+
 def find_command(words):
     """(name, further words)."""
     for size in (2, 1):
@@ -3566,6 +3543,47 @@ def find_command(words):
     raise unknown("command", " ".join(words[: 2 if words[0] in GROUPS else 1]), known, hint)
 
 
+def missing(name, word):
+    value = f"{word} <your-{OPTIONS[word][0].lower()}>" if word.startswith("-") else f"<{word}>"
+    hint = MISSING.get(word) or f"Pass {value} to: scripto {name}"
+    return refused(f"The {word.strip('-') or 'command'} is missing.", hint)
+
+
+def parse(name, words, behind):
+    """Their values by name; None, or False for a switch, for what is not given."""
+    takes, hint = COMMANDS[name].takes.replace("!", "").split(), f"see: scripto {name} --help"
+    values = {word: None if OPTIONS[word][0] else False for word in takes}
+    places, words = [word for word in takes if word[0] != "-"], list(words)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if re.match("-[^-]", word):  # as in -XDELETE
+            flag, equals, value = word[:2], word[2:], word[2:]
+        elif word[:2] != "--":
+            flag, equals, value = places.pop(0) if places else "", "=", word
+        if flag not in takes:
+            known = {each: each for each in takes + ["--json", "--help"] if each[:2] == "--"}
+            raise unknown("argument", word, known, hint)
+        kind = OPTIONS[flag][0] or ""
+        if kind and not equals:
+            if not words or re.match("-.", words[0]):
+                raise missing(name, flag)
+            value = words.pop(0)
+        elif equals and (not kind or ("|" in kind and value not in kind.split("|"))):
+            raise refused(f"'{readable(value)[:80]}' is nothing that {flag} takes.", hint)
+        value = value if kind else True
+        values[flag] = (values[flag] or []) + [value] if flag in REPEATED else value
+    if behind:
+        values["--"] = behind[1:] or None
+    for word in re.findall(r"(\S+)!", COMMANDS[name].takes) + behind[:1]:
+        if word not in takes:
+            raise refused(f"'{name}' takes nothing behind --.", hint)
+        if values[word] is None:
+            raise missing(name, word)
+    return types.SimpleNamespace(**{
+        word.strip("-").replace("-", "_") or "command": value for word, value in values.items()})
+
+
 def run(ctx, words):
     """What stands behind `--` is another command's alone, and none of it is looked at here."""
     split = words.index("--") if "--" in words else len(words)
@@ -3579,21 +3597,9 @@ def run(ctx, words):
     if words[0] in GROUPS and words[1:] in ([], ["--help"]):
         return overview(words[0] + " ")
     name, rest = find_command(words)
-    parser = parser_for(name)
     if "--help" in rest:
-        lines = parser.format_help().splitlines()
-        return {"help": lines}, lines
-    args, extra = parser.parse_known_args(rest)
-    takes = COMMANDS[name].takes.split()
-    if extra:
-        known = {word: word for word in takes + ["--json", "--help"] if re.match("--.", word)}
-        raise unknown("argument", extra[0], known, f"see: {parser.prog} --help")
-    if behind and "--" not in takes:
-        parser.error(f"'{name}' takes nothing behind --")
-    if behind == ["--"]:
-        parser.error("No command stands behind --")
-    args.command = behind[1:]
-    return COMMANDS[name].work(ctx, args)
+        return help_of(name)
+    return COMMANDS[name].work(ctx, parse(name, rest, behind))
 
 
 def status_of(ctx, words):
