@@ -998,13 +998,14 @@ def connect(method, url, headers, body, seconds, again):
     return connect(method, url, headers, body, seconds, False)
 
 
-def within(seconds, work, *values):
-    """What work(*values) returns or raises, or socket.timeout. In a thread: a socket's time-out
-    bounds neither a name look-up nor a peer that sends a byte a second."""
+def within(seconds, work, *values, meanwhile=None):
+    """What work(*values) returns or raises, or socket.timeout; meanwhile() gets the seconds left.
+    In a thread: a socket's time-out bounds neither a name look-up nor a peer that sends a byte a
+    second."""
     import socket  # lazy
     import threading
 
-    outcome = [(None, socket.timeout())]
+    outcome, give_up = [(None, socket.timeout())], time.monotonic() + seconds
 
     def run():
         try:
@@ -1017,7 +1018,10 @@ def within(seconds, work, *values):
         thread.start()
     except RuntimeError:
         raise blocked("No thread can be started.", "allow this user more processes (ulimit -u)")
-    thread.join(max(seconds, 0))
+    while meanwhile and thread.is_alive() and time.monotonic() < give_up:
+        meanwhile(give_up - time.monotonic())
+        thread.join(0.2)
+    thread.join(max(give_up - time.monotonic(), 0))
     result, error = outcome[0]
     if error:
         raise error
@@ -1190,20 +1194,19 @@ IS_OTHER = rf"(?i)\b{OTHER}(?: is)?\W*\0|\0 is (?:your |the )?{OTHER}\b"
 IS_CODE = r"(?i)\b(?:pass)?code|verif|sign.?in|log.?in|one.time|\botp\b"
 
 
-def find_code(texts, tried):
-    """The six digits that are most likely a code, and none of the tried; None for none."""
-    best = 0, None
+def codes_of(texts):
+    """The six digits that may be a code, the most likely first."""
+    ranked = []
     for text in texts:
         text = re.sub(r"\b(?:https?://|www\.)\S+", " ", text[:MAIL_BYTES].replace("\xa0", " "))
         for match in re.finditer(CODE_FORM, text):
             start, end = match.span()
             sentence = re.split(r"[.!?\n]", text[end : end + 40])[0]
             around = text[max(0, start - 80) : start] + "\0" + sentence
-            code = re.sub("[ -]", "", match.group())
             rank = 2 if re.search(IS_CODE, around) else int(end - start == 6)
-            if code not in tried and rank > best[0] and not re.search(IS_OTHER, around):
-                best = rank, code
-    return best[1]
+            if rank and not re.search(IS_OTHER, around):
+                ranked.append((-rank, len(ranked), re.sub("[ -]", "", match.group())))
+    return [code for _, _, code in sorted(ranked)]
 
 
 def texts_of(message):
@@ -1227,21 +1230,21 @@ def texts_of(message):
                 yield text
 
 
-def examine(content, email, tried):
-    """(whether a mail is to that email, None for a text; the code in it or None)."""
+def examine(content, email):
+    """(whether a mail is to that email, None for a text; the codes in it)."""
     from email import errors, message_from_bytes, policy  # lazy
 
     if isinstance(content, str):
-        return None, find_code([content], tried)
+        return None, codes_of([content])
     try:
         message = message_from_bytes(content, policy=policy.default)
         fields = ("To", "Cc", "Delivered-To", "X-Original-To")
         to = " ".join(str(each) for field in fields for each in message.get_all(field, ()))
         to_us = email.lower() in re.split(r'[\s<>,;:"()]+', to.lower())
-        return to_us, find_code(texts_of(message), tried) if to_us else None
+        return to_us, codes_of(texts_of(message)) if to_us else ()
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError,
             errors.MessageError):  # malformed beyond the library's patience
-        return False, None
+        return False, ()
 
 
 def watch_input(ctx, place, email):
@@ -1310,19 +1313,17 @@ def watch_mbox(ctx, path, email):
         yield {at: b"From " + mail[:MAIL_BYTES] for at, mail in enumerate(mails)}
 
 
-def words_of(error, *secrets):
+def words_of(error, secret=None):
     """A mail server may say anything: harmless, short, and without what it was told."""
     words = (error.args or [""])[-1]
     words = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
-    for secret in secrets:
-        words = words.replace(secret, "...")
+    words = re.sub(r"\S{60,}", "...", words.replace(secret or "...", "..."))  # an encoded one, say
     return harmless(words)[:200]
 
 
 def log_in(ctx, box, user, host):
     """By a token (SASL XOAUTH2, as Google and Microsoft have it), else by a password."""
-    import base64  # lazy
-    import netrc
+    import netrc  # lazy
 
     token, password = map(ctx.env.get, ("SCRIPTO_MAIL_TOKEN", "SCRIPTO_MAIL_PASSWORD"))
     try:
@@ -1332,17 +1333,14 @@ def log_in(ctx, box, user, host):
         pass  # there is none, or others can read it
     if not token and not password:
         raise refused(f"There is no password for {readable(user)} at {host}.", NEXT_PASSWORD)
-    kind, reply = "PLAIN", f"\0{user}\0{password}"
-    if token:
-        kind, reply = "XOAUTH2", f"user={user}\1auth=Bearer {token}\1\1"
+    reply = f"user={user}\1auth=Bearer {token}\1\1".encode()
     try:
-        if token or "AUTH=PLAIN" in box.capabilities:
-            box.authenticate(kind, lambda challenge: b"" if challenge else reply.encode())
+        if token:
+            box.authenticate("XOAUTH2", lambda challenge: b"" if challenge else reply)
         else:
             box.login(user, password)
     except box.error as error:
-        sent = base64.b64encode(reply.encode()).decode()
-        words = words_of(error, sent, token or password)
+        words = words_of(error, token or password)
         raise blocked(f"{host} refused the log-in: {words}", NEXT_PASSWORD)
 
 
@@ -1418,45 +1416,19 @@ def codes_in(ctx, text, email, looked):
         raise refused("There is no such source of codes.", NEXT_SOURCE)
     watch, pause = SOURCES[kind]
     place = os.path.expanduser(place) if kind in ("maildir", "mbox") else place
-    place = text if watch is watch_imap else place
-    source, tried, wrong = watch(ctx, place, email), set(), refused
-    try:
-        next(source)
-        yield None
-        wrong = blocked
-        for found in source:
-            left = LIVE_CODES  # an older mail's code is dead, and to try it would cost an attempt
-            for name in sorted(found, reverse=True):
-                looked[name], code = examine(found[name], email, tried)
-                left -= bool(code)
-                while code and left >= 0:  # then the next most likely one, if that was wrong
+    source, tried = watch(ctx, text if watch is watch_imap else place, email), set()
+    next(source)
+    yield None
+    for found in source:
+        mails = 0
+        for name in sorted(found, reverse=True):
+            looked[name], codes = examine(found[name], email)
+            mails += bool(codes)  # an older one's code is dead, and to try it would cost an attempt
+            for code in codes if mails <= LIVE_CODES else ():
+                if code not in tried:
                     tried.add(code)
-                    yield code
-                    code = examine(found[name], email, tried)[1]
-            time.sleep(pause)
-    except OSError as error:
-        raise wrong(f"The mailbox cannot be read: {error.strerror}.", NEXT_SOURCE)
-
-
-def next_code(ctx, codes, give_up):
-    """As within(), since no time-out of ours ends a server that dribbles or a mail that is a
-    puzzle. Meanwhile one line at a terminal counts the seconds."""
-    import threading  # lazy
-
-    done = threading.Event()
-
-    def count_down():
-        while not done.wait(0.2):
-            progress(ctx, f"Waiting for the code, {give_up - time.monotonic():.0f} seconds left")
-        progress(ctx, "")
-
-    counter = threading.Thread(target=count_down, daemon=True)
-    counter.start()
-    try:
-        return within(give_up - time.monotonic(), next, codes)
-    finally:
-        done.set()
-        counter.join()
+                    yield code  # then the next most likely one, if that was wrong
+        time.sleep(pause)
 
 
 def what_came(looked, email):
@@ -1472,24 +1444,34 @@ def what_came(looked, email):
 
 def codes_from(ctx, text, email, seconds, then):
     """Yields None once that source is open, then each code. Raises what is wrong with the source;
-    later, with `then` as next action, when the time is over or no more can come."""
+    later, with `then` as next action, when the time is over or no more can come. In within(), as
+    no time-out of ours ends a server that dribbles or a mail that is a puzzle."""
     import socket  # lazy
 
-    looked, give_up = {}, time.monotonic() + seconds
+    def count(left):
+        progress(ctx, f"Waiting for the code, {left:.0f} seconds left")
+
+    looked, opened, give_up = {}, False, time.monotonic() + seconds
     codes = codes_in(ctx, text, email, looked)
     try:
-        yield within(seconds, next, codes)
-    except socket.timeout:
-        raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
-    try:
         while True:
-            yield next_code(ctx, codes, give_up)
+            code = within(give_up - time.monotonic(), next, codes, meanwhile=count)
+            progress(ctx, "")
+            yield code
+            opened = True
     except socket.timeout:
+        if not opened:
+            raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
         problem = f"No code came within {seconds} seconds: {what_came(looked, email)}."
         raise ScriptoError("network-error", problem, then)
-    except ScriptoError as error:
-        error.next_action = then
-        raise
+    except (OSError, ScriptoError) as error:
+        if isinstance(error, OSError):
+            wrong = blocked if opened else refused
+            error = wrong(f"The mailbox cannot be read: {error.strerror}.", NEXT_SOURCE)
+        error.next_action = then if opened else error.next_action
+        raise error
+    finally:
+        progress(ctx, "")
 
 
 # ---- Account --------------------------
@@ -3285,44 +3267,52 @@ def cmd_doctor(ctx, args):
 
 
 # ---- Completion -----------------------
-# Scripts for three shells, with the table of commands in them: a Tab starts this program for the
-# names of profiles only.
+# Scripts for three shells. What may come one program for sh finds out for all of them, by the table
+# of commands: a Tab starts Python for the names of profiles only.
 
-PROFILES = r""""$program" use --json 2>/dev/null | tr , '\n' |
-    sed -n 's/.*"name": "\([A-Za-z0-9._-]*\)".*/\1/p'"""
-# For bash and zsh. `name` is what the rows begin with that may come now.
-FIND = r"""  local IFS=$'\n' name= last= each= row= files= table=('' TABLE) found=()
-  for each in "${typed[@]}"; do
-    case $each in =) continue ;; --) ;; -*) last=$each; continue ;; esac
-    last=
-    [[ ${table[*]} == *$'\n'"$name $each:"* ]] && name="$name $each"
-  done
-  [[ ${table[*]} == *$'\n'"$name $last:"* ]] && name="$name $last"
-  [[ $program == '~/'* ]] && program=$HOME/${program#*/}
-  for row in "${table[@]}"; do
-    [[ $row == "$name:"* ]] && row=${row#*:} || continue
-    case $row in
-      @:) [[ $word == -* ]] || found+=($(PROFILES)) ;;
-      /:) files=1 ;;
-      -*) [[ $word == -* ]] && found+=("$row") ;;
-      *) found+=("$row") ;;
-    esac
-  done"""
+# Called with the word at the cursor, then those before. Exit status 1: files are wanted.
+FIND = r"""table=TABLE
+word=$1 program=$2 name= last= equals=
+shift 2
+has() { case $table in *"
+$name$1:"*) ;; *) false ;; esac; }
+for each; do
+  case $each in =) continue ;; --) ;; -*) last=" $each"; continue ;; esac
+  last=
+  has " $each" && name="$name $each"
+done
+case $word in --*=*) last=" ${word%%=*}" equals=${word%%=*}= word=${word#*=} ;; esac
+has "$last" && name=$name$last
+has :/ && exit 1
+case $word in -*) kind=- ;; *) kind="[!-@]" ;; esac
+case $program in "~/"*) program=$HOME/${program#??} ;; esac
+has :@ && [ $kind != - ] && "$program" use --json | tr , "\n" |
+  sed -n "s/.*\"name\": \"\([A-Za-z0-9._-]*\)\".*/$equals\1/p"
+set -f
+IFS="
+"
+for row in $table; do
+  case $row in "$name:"$kind*)
+    row=${row#"$name:"}
+    printf "FORM\n" "$equals${row%%:*}" "${row#*:}"
+  esac
+done"""
 SHELLS = {
     # It needs no bash-completion.
     "bash": r"""_scripto() {
-  local program=$1 word=$2 typed=("${COMP_WORDS[@]:1:COMP_CWORD-1}")
-FIND
-  [[ -z $files ]] || compopt -o default 2>/dev/null
-  COMPREPLY=($(compgen -W "${found[*]%%:*}" -- "$word"))
+  local IFS=$'\n' found
+  found=$(sh -c FIND sh "$2" "${COMP_WORDS[@]:0:COMP_CWORD}" 2>/dev/null) ||
+    compopt -o default 2>/dev/null
+  COMPREPLY=($(compgen -W "$found" -- "$2"))
 }
 complete -F _scripto CALLED""",
     # By eval, also before compinit or without it, or as a file in a folder of fpath.
     "zsh": r"""#compdef CALLED
 _scripto() {
-  local program=$words[1] word=$PREFIX typed=("${(@)words[2,CURRENT-1]}")
-FIND
-  [[ $files ]] && _files || _describe scripto found
+  local -a found
+  found=(${(f)"$(sh -c FIND sh "$PREFIX" "${(@)words[1,CURRENT-1]}" 2>/dev/null)"}) ||
+    { compset -P '*='; _files; return }
+  _describe scripto found
 }
 _scripto_late() {
   emulate -L zsh
@@ -3337,35 +3327,18 @@ else
   _scripto_late
 fi""",
     "fish": r"""function __scripto
-  set -l typed (commandline -opc)
-  set -l program (string replace -r '^~/' "$HOME/" $typed[1])
   set -l word (commandline -ct)
-  set -l table TABLE
-  set -l name ''
-  set -l last ''
-  for each in $typed[2..-1]
-    set last $each
-    string match -qr '^-[^-]|^--.' -- $each; and continue
-    set last ''
-    string match -q -- "$name $each:*" $table; and set name "$name $each"
-  end
-  string match -q -- "$name $last:*" $table; and set name "$name $last"
-  set -l kind '[^-:@/]'
-  if string match -q -- '-*' $word
-    set kind -
-  else if contains -- "$name:@:" $table; and type -q "$program"
-    PROFILES
-  end
-  contains -- "$name:/:" $table; and __fish_complete_path $word
-  string replace -fr "^$name:("$kind"[^:]*):(.*)" '$1'\t'$2' -- $table
+  sh -c FIND sh "$word" (commandline -opc) 2>/dev/null
+  or __fish_complete_path "$word"
 end
 complete -f -c CALLED -a '(__scripto)'""",
 }
+FORMS = {"bash": "%s%.0s", "zsh": "%s:%s", "fish": r"%s\t%s"}  # of a word and what it is for
 
 
 def followers(ctx):
     """Rows `typed:what may follow:why`; @ stands for a profile's name, / for a file's."""
-    rows = [":--help:show the commands", ":--version:show the version"]
+    rows = ["", ":--help:show the commands", ":--version:show the version"]
     values = {"NAME": "@", "FILE": "/", "COMMAND": "/", "|".join(SHELLS): SHELLS}
     for name, command in ctx.commands.items():
         group, _, last = f" {name}".rpartition(" ")
@@ -3384,12 +3357,12 @@ def followers(ctx):
 def cmd_completion(ctx, args):
     """For the name that it is called by, too."""
     called = {"scripto"} | set(re.findall(r"\A[\w.][\w.-]*\Z", os.path.basename(sys.argv[0])))
-    parts = {"FIND": FIND, "PROFILES": PROFILES,
-             "TABLE": " ".join(map(shell_word, followers(ctx))),
-             "CALLED": (" -c " if args.shell == "fish" else " ").join(sorted(called))}
-    script = SHELLS[args.shell]
-    for word, text in parts.items():
-        script = script.replace(word, text)
+    find = FIND.replace("FORM", FORMS[args.shell])
+    find = shell_word(find.replace("TABLE", shell_word("\n".join(followers(ctx)))))
+    if args.shell == "fish":  # where a backslash means something between single quotes, too
+        find = find.replace("\\", "\\\\")
+    joint = " -c " if args.shell == "fish" else " "
+    script = SHELLS[args.shell].replace("CALLED", joint.join(sorted(called))).replace("FIND", find)
     return {"script": script}, script.splitlines()
 
 
