@@ -1479,14 +1479,17 @@ def codes_from(ctx, text, email, seconds, then):
 # for a person).
 
 
-def second_step(args, email, *more):
-    """(that command, the flags of this call which it needs as well)."""
-    chosen = more + (("--api-url", args.api_url), ("--profile", args.profile))
-    flags = "".join(flagged(flag, value) for flag, value in chosen if value)
-    return f"scripto auth login-complete{flagged('--email', email)} --code <6-digit-code>", flags
+def flags_of(args, *flags):
+    """Those of them that this call has, as a shell takes them."""
+    given = ((flag, getattr(args, flag[2:].replace("-", "_"))) for flag in flags)
+    return "".join(flagged(flag, value) for flag, value in given if value)
 
 
-def request_code(ctx, target, email, command="login-request"):
+def second_step(args):
+    return f"scripto auth login-complete{flags_of(args, '--email')} --code <6-digit-code>"
+
+
+def request_code(ctx, target, email, command):
     """Has the backend mail a code. An email that it does not take is that command's error."""
     hint = NEXT_EMAIL + command
     data = call(ctx, target, "POST", "/api/cli/login-request", "data", {"email": email}, hint)
@@ -1495,86 +1498,90 @@ def request_code(ctx, target, email, command="login-request"):
 
 
 def cmd_login_request(ctx, args):
-    email = check_email(args.email, "login-request")
+    args.email = check_email(args.email, "login-request")
     target = resolve(ctx, args, with_key=False)
-    request_code(ctx, target, email)
-    then, flags = second_step(args, email)
+    request_code(ctx, target, args.email, "login-request")
+    then, flags = second_step(args), flags_of(args, "--api-url", "--profile")
     if flags:
         warn(ctx, f"the code is good at {target.base_url} only: add{flags} there too")
-    lines = ["✓ Sign-in code sent to " + email, "", "  Then run:", "    " + then]
-    return {"ok": True, "email": email, "nextAction": then + flags}, lines
+    lines = ["✓ Sign-in code sent to " + args.email, "", "  Then run:", "    " + then]
+    return {"ok": True, "email": args.email, "nextAction": then + flags}, lines
 
 
-def keep_key(prepared, identity):
+def prepare(ctx, args, command):
+    """(target, profile file), all that can fail on this machine tried: a code is good for one key."""
+    args.email = check_email(args.email, command)
+    args.name = args.name if args.name is None else check_key_name(args.name)
+    check_profile_name(args.profile_name)
+    target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
+    file.rehearse()
+    return target, file
+
+
+def keep_key(file, args, identity, base_url):
     """The profile's name. If the key is not in the file after all, the error hands it over, this
     once: its code is spent."""
-    file, base_url = prepared.file, prepared.target.base_url
+    key = identity["apiKey"]
     try:
-        state = file.change(store_profile, prepared.profile_name, identity, base_url)
-        return state["activeProfile"]
+        return file.change(store_profile, args.profile_name, identity, base_url)["activeProfile"]
     except (ScriptoError, KeyboardInterrupt) as error:
         try:
             profiles = file.read()["profiles"]
         except ScriptoError:
             profiles = {}
         for name, profile in profiles.items():
-            if profile.get("apiKey") == identity["apiKey"]:
+            if profile.get("apiKey") == key:
                 return name  # all was done but for the last flush
-        flags = (("--api-key", identity["apiKey"]), ("--profile-name", prepared.profile_name),
-                 ("--api-url", base_url))
-        hint = "".join(flagged(flag, value) for flag, value in flags if value)
+        flags = flags_of(args, "--profile-name") + flagged("--api-url", base_url)
         raise blocked(f"Signed in, but the key could not be stored. {error}",
-                      "store it with: scripto config set" + hint)
+                      f"store it with: scripto config set{flagged('--api-key', key)}{flags}")
 
 
-def stored(name, identity, base_url, done, line):
+def warn_of_environment(ctx, name=None):
+    """What overrides the active profile, unless it is that one."""
+    if ctx.env.get("SCRIPTO_API_KEY"):
+        warn(ctx, "SCRIPTO_API_KEY is set and overrides the key of every profile")
+    if ctx.env.get("SCRIPTO_PROFILE", "") not in ("", name):
+        other = readable(ctx.env["SCRIPTO_PROFILE"])
+        warn(ctx, f"SCRIPTO_PROFILE is set: profile {other} is in force, whichever is active")
+
+
+def stored(ctx, name, identity, base_url, done, line):
+    warn_of_environment(ctx, name)
     data = dict(identity, profile=name, active=True, baseUrl=base_url, apiKey=MASKED_KEY)
     return data, [done, "", line, f"  Profile:  {name} (now active)", "  API key:  " + MASKED_KEY,
                   "", "  Try it:  scripto whoami"]
 
 
-SignIn = collections.namedtuple("SignIn", "email key_name profile_name target file")
-
-
-def prepare_sign_in(ctx, args, command):
-    """A SignIn, all that can fail on this machine tried: a code is good for one key."""
-    email = check_email(args.email, command)
-    key_name = args.name if args.name is None else check_key_name(args.name)
-    check_profile_name(args.profile_name)
-    target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
-    file.rehearse()
-    return SignIn(email, key_name, args.profile_name, target, file)
-
-
-def complete_sign_in(ctx, prepared, code):
+def sign_in(ctx, args, target, file, code):
     """Buys a key with the code and stores it; returns (data, lines) as a command does."""
-    base_url, body = prepared.target.base_url, {"email": prepared.email, "otp": code}
-    if prepared.key_name is not None:
-        body["name"] = prepared.key_name
-    path, used_up = "/api/cli/login-complete", "if the code is used up by now, " + NEXT_CODE
+    url, used_up = target.base_url, "if the code is used up by now, " + NEXT_CODE
+    body = {"email": args.email, "otp": code}
+    if args.name is not None:
+        body["name"] = args.name
     try:
-        data = call(ctx, prepared.target, "POST", path, "data", body, NEXT_CODE)
+        data = call(ctx, target, "POST", "/api/cli/login-complete", "data", body, NEXT_CODE)
         if not is_key(data.get("apiKey")):
-            raise bad_reply(base_url, "sent no key")
+            raise bad_reply(url, "sent no key")
         identity = {name: text_of(data, name) for name in IDENTITY if text_of(data, name)}
-        identity.setdefault("email", prepared.email)
-        name = keep_key(prepared, identity)
+        identity.setdefault("email", args.email)
+        name = keep_key(file, args, identity, url)
     except KeyboardInterrupt:
         raise ScriptoError("cancelled", "Interrupted.", "run it again; " + used_up)
     except ScriptoError as error:  # it may have been heard
         if error.code in ("network-error", "invalid-response") or error.http_status == 504:
             error.next_action += "; " + used_up
         raise
-    return stored(name, identity, base_url, "✓ Signed in", "  Email:    " + identity["email"])
+    return stored(ctx, name, identity, url, "✓ Signed in", "  Email:    " + identity["email"])
 
 
 def cmd_login_complete(ctx, args):
     check_email(args.email, "login-complete")  # the first that is wrong is named first
     code = check_code(read_line(ctx, "Code: ") if args.code == "-" else args.code)
-    return complete_sign_in(ctx, prepare_sign_in(ctx, args, "login-complete"), code)
+    return sign_in(ctx, args, *prepare(ctx, args, "login-complete"), code)
 
 
-def codes_typed(ctx, prepared, then):
+def codes_typed(ctx, target, email, then):
     """Yields None, then what is typed at the terminal. An empty line may ask for a new code."""
     yield None
     while True:
@@ -1583,32 +1590,31 @@ def codes_typed(ctx, prepared, then):
         if code:
             yield code
         elif reply in ("y", "yes"):
-            request_code(ctx, prepared.target, prepared.email, "login")
+            request_code(ctx, target, email, "login")
         elif reply not in ("n", "no"):  # the end of the input, most likely
             raise ScriptoError("cancelled", "No code was given.", then)
 
 
 def cmd_login(ctx, args):
     """Both steps in one. A wrong code is not the end: a right one may come yet."""
-    prepared = prepare_sign_in(ctx, args, "login")
-    email, place = prepared.email, args.code_from or ctx.env.get("SCRIPTO_CODE_FROM")
+    target, file = prepare(ctx, args, "login")
+    place = args.code_from or ctx.env.get("SCRIPTO_CODE_FROM")
     seconds = check_number(args.timeout or "90", "--timeout", 3600, 1)
-    then = "".join(second_step(args, email, ("--name", args.name),
-                               ("--profile-name", args.profile_name)))
+    then = second_step(args) + flags_of(args, "--name", "--profile-name", "--api-url", "--profile")
     if place:
-        codes = codes_from(ctx, place, email, seconds, then)
+        codes = codes_from(ctx, place, args.email, seconds, then)
     elif is_terminal(ctx.stdin):
-        codes = codes_typed(ctx, prepared, then)
+        codes = codes_typed(ctx, target, args.email, then)
     else:
-        first = flagged("--email", email) + second_step(args, email)[1]
-        hint = f"pass --code-from, or in two steps: scripto auth login-request{first}; then: {then}"
+        first = "scripto auth login-request" + flags_of(args, "--email", "--api-url", "--profile")
+        hint = f"pass --code-from, or in two steps: {first}; then: {then}"
         raise refused("There is no terminal to ask for the code at.", hint)
     next(codes)  # what is wrong with a mailbox costs no code
-    request_code(ctx, prepared.target, email, "login")
-    say(ctx, f"Sign-in code sent to {email}. If this is cut off, go on with:", "  " + then)
+    request_code(ctx, target, args.email, "login")
+    say(ctx, f"Sign-in code sent to {args.email}. If this is cut off, go on with:", "  " + then)
     for code in codes:
         try:
-            return complete_sign_in(ctx, prepared, check_code(code))
+            return sign_in(ctx, args, target, file, check_code(code))
         except ScriptoError as error:
             if error.code != "invalid-argument":
                 raise
@@ -1653,14 +1659,6 @@ def listed(state):
     return rows, lines or ["No profile yet.", "  next: " + NEXT_SIGN_IN]
 
 
-def warn_of_environment(ctx):
-    if ctx.env.get("SCRIPTO_API_KEY"):
-        warn(ctx, "SCRIPTO_API_KEY is set and overrides the key of every profile")
-    name = readable(ctx.env.get("SCRIPTO_PROFILE", ""))
-    if name:
-        warn(ctx, f"SCRIPTO_PROFILE is set: profile {name} is in force, whichever is active")
-
-
 def cmd_use(ctx, args):
     file = ProfileFile(ctx)
     state = file.read()
@@ -1700,8 +1698,8 @@ def revoke(ctx, target, keys):
 
 
 def revoke_stored(ctx, name, profile):
-    """That profile's key at its own backend, whatever the environment says. One that is refused
-    there is revoked already."""
+    """That profile's key at its own backend, whatever the environment says. Returns what became
+    of it; one that is refused there is revoked already."""
     url, key = stored_url(ctx, name, profile), key_of(name, profile)
     target = Target(url, "profile", key, "profile", name, profile)
     try:
@@ -1709,6 +1707,8 @@ def revoke_stored(ctx, name, profile):
     except ScriptoError as error:
         if error.code != "unauthenticated":
             raise
+        return "was not valid any more at "
+    return "is revoked at "
 
 
 def cmd_keys_list(ctx, args):
@@ -1737,12 +1737,12 @@ def cmd_logout(ctx, args):
     if name is None:
         raise ScriptoError("not-found", "No profile is active.", NEXT_SIGN_IN)
     profile = find_profile(state, name)
+    done = "is not revoked: copies of it still work at "
     if args.revoke:
-        revoke_stored(ctx, name, profile)
+        done = revoke_stored(ctx, name, profile)
     left = file.change(remove_profiles, [name])["activeProfile"]
-    lines = [f"✓ Signed out: profile {name} is removed from this machine"]
-    done = "revoked at " if args.revoke else "not revoked: copies of it still work at "
-    lines.append("  Its key is " + done + url_of(profile))
+    lines = [f"✓ Signed out: profile {name} is removed from this machine",
+             f"  Its key {done}{url_of(profile)}"]
     if not args.revoke:
         key_id = text_of(profile, "keyId") or "<id>"
         lines.append("  To revoke it, sign in there again, then: scripto keys revoke " + key_id)
@@ -1767,7 +1767,7 @@ def cmd_config_set(ctx, args):
     state = ProfileFile(ctx).change(store)
     name = state["activeProfile"]
     base_url = url_of(state["profiles"][name])
-    return stored(name, identity, base_url, "✓ Key stored", "  Backend:  " + base_url)
+    return stored(ctx, name, identity, base_url, "✓ Key stored", "  Backend:  " + base_url)
 
 
 def cmd_config_show(ctx, args):
