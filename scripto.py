@@ -786,7 +786,7 @@ def find_profile(state, name):
     """Raises not-found, invalid-argument for what can be no name."""
     if name not in state["profiles"]:
         check_profile_name(name)
-        hint = "see the profiles with: scripto use"
+        hint = "see the profiles with: scripto use (SCRIPTO_PROFILE, if set, names one)"
         raise ScriptoError("not-found", f"There is no profile '{name}'.", hint)
     return state["profiles"][name]
 
@@ -911,7 +911,9 @@ def resolve(ctx, args, with_key=True):
     if with_key:
         key, key_source = given(ctx, check_key, "--api-key", args.api_key, "SCRIPTO_API_KEY")
     base_url, url_source = given_url(ctx, args)
-    named, name, profile = named_profile(ctx, args.profile), None, {}
+    named, name, profile = args.profile, None, {}
+    if with_key or not base_url:  # otherwise it is a sign-in that needs no profile
+        named = named_profile(ctx, named)
     without = with_key and not key
     if named is not None or without or not base_url:
         name, profile = profile_in_force(ctx, named, named is not None or without)
@@ -923,7 +925,8 @@ def resolve(ctx, args, with_key=True):
         home = stored_url(ctx, name, profile)
         if base_url and origin_of(home) != origin_of(base_url):
             there = f"is not sent to {base_url} (from {url_source})"
-            hint = f"pass --api-key, or {NEXT_SIGN_IN}" + flagged("--api-url", base_url)
+            hint = f"drop {url_source}, pass --api-key, or {NEXT_SIGN_IN}"
+            hint += flagged("--api-url", base_url)
             raise blocked(f"The key of profile '{name}' belongs to {home} and {there}.", hint)
         base_url, url_source = base_url or home, url_source or "profile"
     base_url, url_source = base_url or default_url(ctx), url_source or "default"
@@ -1357,55 +1360,60 @@ def open_imap(ctx, url):
     secure, user, host, port, folder = map(unquote, match.groups(""))
     host = host.strip("[]")
     folder = '"' + re.sub(r'(["\\])', r"\\\1", folder or "INBOX") + '"'
-    try:
-        if secure:
-            box = imaplib.IMAP4_SSL(host, int(port or 993), ssl_context=checked_tls())
-        else:
-            box = imaplib.IMAP4(host, int(port or 143))
-            if not is_loopback(host):
-                box.starttls(checked_tls())
-        box.sock.settimeout(LOCK_SECONDS)
-        log_in(ctx, box, user, host)
-        status, reply = box.status(folder, "(UIDNEXT UIDVALIDITY)")
-        if status != "OK" or box.select(folder, readonly=True)[0] != "OK":
-            problem = f"{host} does not open that folder: {words_of(box.error(reply[-1]))}"
-            raise refused(problem, "pass another /FOLDER in --code-from")
-        numbers = dict(re.findall(rb"(UID[A-Z]+) ([0-9]+)", reply[-1].rpartition(b"(")[2]))
-        return box, numbers[b"UIDVALIDITY"], int(numbers[b"UIDNEXT"])
-    except (*IMAP_ERRORS, imaplib.IMAP4.error) as error:
-        problem = f"The mail server {host} cannot be used: {words_of(error)}"
-        raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER)
+    if secure:
+        box = imaplib.IMAP4_SSL(host, int(port or 993), ssl_context=checked_tls())
+    else:
+        box = imaplib.IMAP4(host, int(port or 143))
+        if not is_loopback(host):
+            box.starttls(checked_tls())
+    box.sock.settimeout(LOCK_SECONDS)
+    log_in(ctx, box, user, host)
+    status, reply = box.status(folder, "(UIDNEXT UIDVALIDITY)")
+    if status != "OK" or box.select(folder, readonly=True)[0] != "OK":
+        problem = f"{host} does not open that folder: {words_of(box.error(reply[-1]))}"
+        raise refused(problem, "pass another /FOLDER in --code-from")
+    numbers = dict(re.findall(rb"(UID[A-Z]+) ([0-9]+)", reply[-1].rpartition(b"(")[2]))
+    return box, numbers[b"UIDVALIDITY"], int(numbers[b"UIDNEXT"])
+
+
+def mails_from(box, first):
+    """By UID. The last mail comes with any search for `n:*`, however old."""
+    found = {}
+    box.noop()
+    status, uids = box.uid("SEARCH", f"UID {first}:*")
+    for uid in map(int, (uids[0] or b"").split() if status == "OK" else ()):
+        if uid >= first:
+            parts = box.uid("FETCH", str(uid), f"(BODY.PEEK[]<0.{MAIL_BYTES}>)")[1]
+            found[uid] = next((part[1] for part in parts if isinstance(part, tuple)), b"")
+    return found
 
 
 def watch_imap(ctx, url, email):
-    """The last mail comes with any search for `n:*`, however old. A connection that drops, as with
-    busy servers, is made again; with another UIDVALIDITY nothing is known to be new."""
-    (box, validity, first), found, again = open_imap(ctx, url), {}, True
-    while True:
-        yield found
-        found = {}
-        try:
-            box.noop()
-            status, uids = box.uid("SEARCH", f"UID {first}:*")
-            for uid in map(int, (uids[0] or b"").split() if status == "OK" else ()):
-                if uid >= first:
-                    parts = box.uid("FETCH", str(uid), f"(BODY.PEEK[]<0.{MAIL_BYTES}>)")[1]
-                    found[uid] = next((part[1] for part in parts if isinstance(part, tuple)), b"")
-            again = True
-        except (*IMAP_ERRORS, box.error) as error:
-            if not again:
-                problem = f"The mail server went away: {words_of(error)}"
-                raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER)
-            again = False
-            box, now, next_uid = open_imap(ctx, url)
-            validity, first, found = now, first if now == validity else next_uid, {}
-        first = max(found, default=first - 1) + 1
+    """A connection that drops, as with busy servers, is made again, once; with another UIDVALIDITY
+    nothing is known to be new."""
+    import imaplib  # lazy
+
+    errors = (*IMAP_ERRORS, imaplib.IMAP4.error)
+    try:
+        (box, validity, first), found, again = open_imap(ctx, url), {}, True
+        while True:
+            yield found
+            try:
+                found, again = mails_from(box, first), True
+            except errors:
+                if not again:
+                    raise
+                box, now, next_uid = open_imap(ctx, url)
+                first, found, again = first if now == validity else next_uid, {}, False
+                validity = now
+            first = max(found, default=first - 1) + 1
+    except errors as error:
+        problem = f"The mail server cannot be used: {words_of(error)}"
+        raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER)
 
 
-SOURCES = {  # kind: (generator, seconds between two looks)
-    "-": (watch_input, 0), "cmd": (watch_command, 1), "maildir": (watch_maildir, 0.2),
-    "mbox": (watch_mbox, 0.2), "imap": (watch_imap, 1), "imaps": (watch_imap, 1),
-}
+SOURCES = {"-": watch_input, "cmd": watch_command, "maildir": watch_maildir, "mbox": watch_mbox,
+           "imap": watch_imap, "imaps": watch_imap}
 
 
 def codes_in(ctx, text, email, looked):
@@ -1414,9 +1422,9 @@ def codes_in(ctx, text, email, looked):
     kind, _, place = text.partition(":")
     if kind not in SOURCES or bool(place) == (kind == "-"):
         raise refused("There is no such source of codes.", NEXT_SOURCE)
-    watch, pause = SOURCES[kind]
-    place = os.path.expanduser(place) if kind in ("maildir", "mbox") else place
-    source, tried = watch(ctx, text if watch is watch_imap else place, email), set()
+    local = kind in ("-", "maildir", "mbox")
+    place = os.path.expanduser(place) if local else place if kind == "cmd" else text
+    source, tried = SOURCES[kind](ctx, place, email), set()
     next(source)
     yield None
     for found in source:
@@ -1428,7 +1436,7 @@ def codes_in(ctx, text, email, looked):
                 if code not in tried:
                     tried.add(code)
                     yield code  # then the next most likely one, if that was wrong
-        time.sleep(pause)
+        time.sleep(0.2 if local else 1)
 
 
 def what_came(looked, email):
@@ -1509,7 +1517,7 @@ def cmd_login_request(ctx, args):
 
 
 def prepare(ctx, args, command):
-    """(target, profile file), all that can fail on this machine tried: a code is good for one key."""
+    """(target, profile file). All that can fail on this machine is tried: a code buys one key."""
     args.email = check_email(args.email, command)
     args.name = args.name if args.name is None else check_key_name(args.name)
     check_profile_name(args.profile_name)
@@ -1888,7 +1896,11 @@ def cmd_api(ctx, args):
     head = [head_of(reply)] if args.i else []
     if reply.status < 300 and not ctx.as_json:
         return itertools.chain(head, parts_of(ctx, url, reply)), None
-    content = b"".join(parts_of(ctx, url, reply, REPLY_BYTES))
+    content, most = b"", REPLY_BYTES if reply.status < 300 else float("inf")
+    for part in parts_of(ctx, url, reply, most):
+        content += part
+        if len(content) > REPLY_BYTES:  # what an error's status says is enough
+            break
     if reply.status >= 300:
         what = "that nothing is new" if reply.status == 304 else "a redirect, which is not followed"
         error = bad_reply(url, "answered with " + what)
@@ -1927,8 +1939,8 @@ ENVIRONMENT = {
 }
 GUIDE = """# Scripto: sign this machine in, with no browser
 
-You need Python 3.6 or newer and an email address whose mail you can read; signing in signs up a
-new one. The backend is THIS_URL.
+You need Python 3.6 or newer and an email whose mail you can read; signing in signs up a new one.
+The backend is THIS_URL.
 
 ## Get it
 
@@ -1945,11 +1957,11 @@ python3 -c 'import os, urllib.request as u; os.chmod(u.urlretrieve("THIS_URL/scr
 ```
 
 In a new shell set PATH so again, or say `python3 ~/.local/bin/scripto` for `scripto`. Flags stand
-behind the command. `--api-url URL` (or SCRIPTO_API_BASE_URL) is for another backend than this.
+behind the command; `--api-url URL` (or SCRIPTO_API_BASE_URL) is for another backend than this.
 
 ## Sign in
 
-In one step, where a mailbox can be read (leave --code-from out if SCRIPTO_CODE_FROM is set):
+In one step, where a mailbox can be read (or SCRIPTO_CODE_FROM is set, without --code-from):
 
 ```sh
 scripto auth login --email you@example.com --code-from SOURCE --json
@@ -1974,7 +1986,7 @@ With --json standard output is exactly one line:
 
 ```json
 {"success": true, "data": {"profile": "you", "active": true, "email": "you@example.com", \
-"userId": "user_1", "keyId": "key_1", "baseUrl": "THIS_URL", "apiKey": "scripto_********"}}
+"baseUrl": "THIS_URL", "apiKey": "scripto_********"}}
 {"success": false, "error": {"code": "unauthenticated", "message": "There is no API key.", \
 "nextAction": "sign in with: scripto auth login-request --email <your-email>"}}
 ```
@@ -1994,15 +2006,14 @@ scripto auth token | sed 's/^/Authorization: Bearer /' | curl -fsS -H @- THIS_UR
 ```
 
 SCRIPTO_API_KEY, if set, wins over it. Routes, with `Authorization: Bearer`: `GET /api/auth/me`
-(who), `GET /api/keys` (lists), `DELETE /api/keys/<id>` (revokes).
+(who), `GET /api/keys` (lists), `DELETE /api/keys/<id>` (revokes; so does `scripto keys revoke ID`).
 
 ## Several identities
 
 Each sign-in makes a profile, named after the email or by --profile-name NAME, and activates it.
 `scripto use` lists them, `scripto use NAME` switches; `--profile NAME` or SCRIPTO_PROFILE=NAME is
-for one command, or for agents side by side. `scripto logout [NAME]` forgets a key (without NAME the
-active one's) and does not revoke it; with --revoke it does. `scripto keys list` shows all keys of
-the identity in force, `scripto keys revoke ID --yes` ends one.
+for one command, or for agents side by side. `scripto logout [NAME]` forgets a key (the active
+one's), and revokes it only with --revoke.
 
 More: `scripto doctor` (what is wrong here), `scripto guide --json` (every command and flag).
 """
@@ -2024,20 +2035,19 @@ def cmd_guide(ctx, args):
     """The JSON is made of the tables that the program runs by; a default stands in parentheses in
     what an option is for."""
     url = given_url(ctx, args)[0] or default_url(ctx)
-    options = [
+    data = {"schemaVersion": 1, "version": __version__, "baseUrl": url, "commands": [
+        {"name": name, "purpose": command.purpose, "takes": command.takes.replace("!", "").split(),
+         "required": re.findall(r"(\S+)!", command.takes), "changes": command.changes,
+         "example": f"scripto {name} {command.example}".strip()}
+        for name, command in ctx.commands.items()
+    ], "options": [
         {"name": name, "takes": takes, "purpose": purpose,
          "default": (re.findall(r"\(([0-9.]+)\)", purpose) + [None])[0]}
-        for name, (takes, purpose) in ctx.options.items()]
-    commands = [
-        {"name": name, "purpose": command.purpose, "takes": command.takes.replace("!", "").split(),
-         "required": re.findall(r"(\S+)!", command.takes),
-         "example": f"scripto {name} {command.example}".strip(), "changes": command.changes}
-        for name, command in ctx.commands.items()]
-    errors = [{"code": code, "httpStatus": http, "exitStatus": status}
-              for code, (http, status) in ERRORS.items()]
-    data = {"schemaVersion": 1, "version": __version__, "baseUrl": url, "commands": commands,
-            "options": options, "errors": errors, "exitStatuses": EXIT_STATUSES,
-            "environment": ENVIRONMENT}
+        for name, (takes, purpose) in ctx.options.items()
+    ], "errors": [
+        {"code": code, "httpStatus": http, "exitStatus": status}
+        for code, (http, status) in ERRORS.items()
+    ], "exitStatuses": EXIT_STATUSES, "environment": ENVIRONMENT}
     return data, guide_text(url, SKILL * args.skill + GUIDE).splitlines()
 
 
@@ -3088,11 +3098,11 @@ def cmd_users(ctx, args):
 def cmd_users_remove(ctx, args):
     email = readable(args.email).lower()
     store = Store(ctx, args.db, serving=False)
-    confirm(ctx, args, f"Remove {email}, with every key?", "users remove")
+    confirm(ctx, args, f"Remove {email}, with every key?", "users remove" + flags_of(args, "--db"))
     known = store.write(store.delete_user, email)
     store.close()
     if not known:
-        hint = "see who has with: scripto users list"
+        hint = "see who has with: scripto users list" + flags_of(args, "--db")
         raise ScriptoError("not-found", f"Nobody has signed up as '{email[:EMAIL_LENGTH]}'.", hint)
     return {"removed": email}, [f"✓ Removed: {email}, with every key"]
 
@@ -3372,9 +3382,12 @@ def cmd_completion(ctx, args):
 OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "name": ("NAME", "a profile"),
     "email": ("EMAIL", "who has signed up"),
+    "shell": ("bash|zsh|fish", "the shell"),
+    "id": ("ID", "a key's id, as keys list has it"),
+    "path": ("PATH", "a path at the backend"),
     "--email": ("EMAIL", "the email to sign in with"),
     "--code": ("CODE", "the six-digit code; - reads standard input"),
-    "--code-from": ("SOURCE", "where to read it: -, cmd:COMMAND, maildir:DIR, mbox:FILE,"
+    "--code-from": ("SOURCE", "-, cmd:COMMAND, maildir:DIR, mbox:FILE or"
                     " imaps://USER@HOST[:PORT][/FOLDER] (else SCRIPTO_CODE_FROM, a prompt)"),
     "--timeout": ("SECONDS", "how long to wait for it (90)"),
     "--name": ("TEXT", "what to call the new key"),
@@ -3383,9 +3396,6 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--profile": ("NAME", "the profile (else SCRIPTO_PROFILE, the active one)"),
     "--api-key": ("KEY", "the key (else SCRIPTO_API_KEY, the profile's); - reads standard input"),
     "--yes": (None, "do not ask"),
-    "shell": ("bash|zsh|fish", "the shell"),
-    "id": ("ID", "a key's id, as keys list has it"),
-    "path": ("PATH", "a path at the backend"),
     "-X": ("METHOD", "the method (GET; POST with -d)"),
     "-d": ("BODY", "JSON to send; @FILE or - reads a file or standard input"),
     "-q": ("NAME=VALUE", "a query parameter; may be given again"),
@@ -3410,12 +3420,12 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--help": (None, "show this and do nothing"),
 }
 REPEATED = ("--allow", "-q", "-H")
-MISSING = {"--code": NEXT_CODE, "--": "put it behind --"}  # what to do; of others it is plain
 BACKEND = " --api-url --profile"
 SIGN_IN, KEY = " --name --profile-name" + BACKEND, "--api-key" + BACKEND
 # What it does, its arguments and flags (with ! what it needs), an example of them, and where it
 # changes something.
 Command = collections.namedtuple("Command", "work purpose takes example changes")
+Command.__new__.__defaults__ = ("", "")
 COMMANDS = {
     "auth login": Command(
         cmd_login, "sign in, in one step; a new email signs up",
@@ -3426,21 +3436,20 @@ COMMANDS = {
         "--email!" + BACKEND, "--email you@example.com", "backend"),
     "auth login-complete": Command(
         cmd_login_complete, "sign in with the code; a new email signs up",
-        "--email! --code!" + SIGN_IN,
-        "--email you@example.com --code 123456", "here, backend"),
-    "auth token": Command(cmd_token, "print the API key in force", KEY, "", ""),
-    "whoami": Command(cmd_whoami, "ask the backend whose key this is", KEY, "", ""),
+        "--email! --code!" + SIGN_IN, "--email you@example.com --code 123456", "here, backend"),
+    "auth token": Command(cmd_token, "print the API key in force", KEY),
+    "whoami": Command(cmd_whoami, "ask the backend whose key this is", KEY),
     "use": Command(cmd_use, "list the profiles, or switch to one", "name", "you", "here"),
     "logout": Command(
         cmd_logout, "remove a profile (the active one); without --revoke its key works on",
         "name --revoke", "you", "here, backend"),
-    "keys list": Command(cmd_keys_list, "list your keys at the backend", KEY, "", ""),
+    "keys list": Command(cmd_keys_list, "list your keys at the backend", KEY),
     "keys revoke": Command(
         cmd_keys_revoke, "end one of your keys", "id! --yes " + KEY, "key_1f2e3d", "backend"),
     "config set": Command(
         cmd_config_set, "store a key that you have as a profile",
         "--api-key! --profile-name --api-url", "--api-key -", "here"),
-    "config show": Command(cmd_config_show, "show profiles and what is in force", KEY, "", ""),
+    "config show": Command(cmd_config_show, "show profiles and what is in force", KEY),
     "config clear": Command(
         cmd_config_clear, "forget a profile, or all, on this machine; their keys are not revoked",
         "--profile --yes", "--yes", "here"),
@@ -3448,22 +3457,22 @@ COMMANDS = {
         cmd_serve, "run a backend",
         "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
         " --behind-proxy --rate-limit --allow --test-mail --", "--mail maildir:mail", "here"),
-    "completion": Command(cmd_completion, "make a shell complete all this", "shell!", "bash", ""),
+    "completion": Command(cmd_completion, "make a shell complete all this", "shell!", "bash"),
     "api": Command(
         cmd_api, "send a request with the key, and print the reply as it comes",
         "path! -X -d -q -H -i " + KEY, "api/keys/key_1f2e3d -X DELETE", "backend"),
     "run": Command(
         cmd_run, "run a command that finds the key in SCRIPTO_API_KEY", KEY + " --!",
-        "-- deploy.sh production", ""),
-    "users": Command(cmd_users, "list who has signed up at your backend", "--db", "", ""),
-    "users list": Command(cmd_users, "the same", "--db", "", ""),
+        "-- deploy.sh production"),
+    "users": Command(cmd_users, "list who has signed up at your backend", "--db"),
+    "users list": Command(cmd_users, "the same", "--db"),
     "users remove": Command(
         cmd_users_remove, "remove one, with every key", "email! --db --yes", "you@example.com",
         "backend"),
-    "demo": Command(cmd_demo, "see the whole sign-in, in a throw-away folder", "", "", ""),
+    "demo": Command(cmd_demo, "see the whole sign-in, in a throw-away folder", ""),
     "guide": Command(
-        cmd_guide, "how an agent signs in; as JSON: all there is", "--skill --api-url", "", ""),
-    "doctor": Command(cmd_doctor, "check what works on this machine", KEY, "", ""),
+        cmd_guide, "how an agent signs in; as JSON: all there is", "--skill --api-url"),
+    "doctor": Command(cmd_doctor, "check what works on this machine", KEY),
 }
 GROUPS = ("auth", "config", "keys")
 
@@ -3492,8 +3501,8 @@ def unknown(kind, word, known, hint):
 def help_of(name):
     command, usage, lines = COMMANDS[name], "Usage: scripto " + name, []
     for word in command.takes.split() + ["--json", "--help"]:
-        takes, purpose = OPTIONS[word.strip("!")]
-        shown = f"{word.strip('!')} {takes or ''}" if word.startswith("-") else takes
+        takes, purpose = OPTIONS[word.rstrip("!")]
+        shown = f"{word.rstrip('!')} {takes or ''}" if word.startswith("-") else takes
         usage += " " + shown if word.endswith("!") else ""
         lines.append(f"  {shown:20} {purpose}")
     head = [usage + " [flags]", "", command.purpose[0].upper() + command.purpose[1:] + ".", ""]
@@ -3513,12 +3522,12 @@ def find_command(words):
     hint = "see the commands with: scripto --help"
     if words[0].startswith("-"):
         hint = "put flags behind the command"
-    raise unknown("command", " ".join(words[: 2 if words[0] in GROUPS else 1]), known, hint)
+    raise unknown("command", " ".join(words[: 1 + (words[0] in GROUPS)]), known, hint)
 
 
 def missing(name, word):
     value = f"{word} <your-{OPTIONS[word][0].lower()}>" if word.startswith("-") else f"<{word}>"
-    hint = MISSING.get(word) or f"Pass {value} to: scripto {name}"
+    hint = NEXT_CODE if word == "--code" else f"Pass {value} to: scripto {name}"
     return refused(f"The {word.strip('-') or 'command'} is missing.", hint)
 
 
@@ -3546,15 +3555,23 @@ def parse(name, words, behind):
             raise refused(f"'{readable(value)[:80]}' is nothing that {flag} takes.", hint)
         value = value if kind else True
         values[flag] = (values[flag] or []) + [value] if flag in REPEATED else value
-    if behind:
-        values["--"] = behind[1:] or None
+    if behind and "--" not in takes:
+        raise refused(f"'{name}' takes nothing behind --.", hint)
+    values["--"] = behind[1:] or None
     for word in re.findall(r"(\S+)!", COMMANDS[name].takes) + behind[:1]:
-        if word not in takes:
-            raise refused(f"'{name}' takes nothing behind --.", hint)
         if values[word] is None:
             raise missing(name, word)
     return types.SimpleNamespace(**{
         word.strip("-").replace("-", "_") or "command": value for word, value in values.items()})
+
+
+def check_program(word):
+    """Before anything is served or said."""
+    import shutil  # lazy
+
+    if not shutil.which(word):
+        problem = f"'{readable(word)}' cannot be run: there is no such program."
+        raise refused(problem, "look at the command behind --")
 
 
 def run(ctx, words):
@@ -3572,7 +3589,10 @@ def run(ctx, words):
     name, rest = find_command(words)
     if "--help" in rest:
         return help_of(name)
-    return COMMANDS[name].work(ctx, parse(name, rest, behind))
+    args = parse(name, rest, behind)
+    if behind:
+        check_program(behind[1])
+    return COMMANDS[name].work(ctx, args)
 
 
 def status_of(ctx, words):
