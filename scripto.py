@@ -3540,9 +3540,8 @@ def parse(name, words, behind):
     """Their values by name; None, or False for a switch, for what is not given."""
     takes, hint = COMMANDS[name].takes.replace("!", "").split(), f"see: scripto {name} --help"
     values = {word: None if OPTIONS[word][0] else False for word in takes}
-    places, words = [word for word in takes if word[0] != "-"], list(words)
-    while words:
-        word = words.pop(0)
+    places, words = [word for word in takes if word[0] != "-"], iter(words)
+    for word in words:
         flag, equals, value = word.partition("=")
         if re.match("-[^-]", word):  # as in -XDELETE
             flag, equals, value = word[:2], word[2:], word[2:]
@@ -3553,9 +3552,9 @@ def parse(name, words, behind):
             raise unknown("argument", word, known, hint)
         kind = OPTIONS[flag][0] or ""
         if kind and not equals:
-            if not words or re.match("-[^0-9]", words[0]):
+            value = next(words, "--")
+            if re.match("-[^0-9]", value):  # the next flag, or none
                 raise missing(name, flag)
-            value = words.pop(0)
         elif equals and (not kind or ("|" in kind and value not in kind.split("|"))):
             raise refused(f"'{readable(value)[:80]}' is nothing that {flag} takes.", hint)
         value = value if kind else True
