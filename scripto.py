@@ -616,7 +616,10 @@ class ProfileFile:
         path = os.path.join(self.folder, "config.json")
         self.shown, self.at, self.owner = readable(path), None, ()
         self.user = os.geteuid() if hasattr(os, "geteuid") else -1
-        self.name = self.path = os.path.realpath(path)  # a link stays: its target is replaced
+        try:
+            self.name = self.path = os.path.realpath(path)  # a link stays: its target is replaced
+        except OSError as error:  # it was removed meanwhile
+            raise self.trouble("cannot be read: " + error.strerror)
 
     def trouble(self, what, hint=None, kind=ScriptoError):
         move, paths = "move" if os.name == "nt" else "mv", (self.shown, self.shown + ".old")
@@ -2242,7 +2245,8 @@ class Store:
         import sqlite3  # lazy
         import threading
 
-        self.lock, self.read_lock = threading.Lock(), threading.Lock()
+        self.lock, self.read_lock, self.flush_lock = (threading.Lock() for _ in range(3))
+        self.written, self.flushed, self.log = 0, 0, None
         home = "" if path else xdg_folder(ctx, "XDG_DATA_HOME", ".local/share", "pass --db FILE")
         # No `:memory:`, which would be lost at the end.
         self.path = path = os.path.abspath(path or os.path.join(home, "scripto", "scripto.db"))
@@ -2263,10 +2267,13 @@ class Store:
             if serving:
                 os.chmod(path, 0o600)
                 self.run("PRAGMA journal_mode = WAL")
+                self.run("PRAGMA synchronous = NORMAL")  # but for flush()
             self.reader = self.connect(0.2, "NORMAL")
             self.read("PRAGMA wal_autocheckpoint = 0")  # which would wait for the disk
             self.secret = self.read("SELECT value FROM secret")[0][0]
             self.check()  # which opens SQLite's other files, while there are descriptors left
+            if serving:
+                self.log, self.flushed = os.open(path + "-wal", os.O_RDWR), self.written
         except (OSError, UnicodeError, sqlite3.Error) as error:
             hint = "mend that, or pass --db FILE if you mean another"
             if type(error) is sqlite3.DatabaseError:  # it is damaged, or none
@@ -2285,6 +2292,8 @@ class Store:
         return db
 
     def close(self):
+        if self.log is not None:
+            os.close(self.log)  # first: Windows deletes no file that is open
         self.reader.close()
         self.db.close()
 
@@ -2302,7 +2311,18 @@ class Store:
         try:
             return work()
         finally:
+            self.written = self.db.total_changes
             self.lock.release()
+
+    def flush(self):
+        """As synchronous = FULL would do in each COMMIT, but threads share it: who waits for another's
+        flush may find that the next one, begun after its own commit, has done its work, too."""
+        mine = self.written
+        with self.flush_lock:
+            if self.flushed < mine and self.log is not None:
+                now = self.written
+                os.fsync(self.log)
+                self.flushed = now
 
     def write(self, work, *values):
         """Runs work(*values) as one transaction. A ScriptoError undoes nothing of it: an attempt
@@ -2318,7 +2338,10 @@ class Store:
                     refusal = error
             raise refusal
 
-        return self.hold(WRITE_SECONDS, transaction)
+        try:
+            return self.hold(WRITE_SECONDS, transaction)
+        finally:
+            self.flush()
 
     def check(self):
         """Raises unless both connections read, and from the file at its path: what goes into one
