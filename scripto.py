@@ -13,6 +13,7 @@ import sys
 if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
     del sys.path[0]  # this file's folder: a download folder, say, with anybody's `email.py`
 
+import argparse
 import collections
 import errno
 import itertools
@@ -20,7 +21,6 @@ import os
 import re
 import stat
 import time
-import types
 
 __version__ = "0.1.0"
 
@@ -1337,10 +1337,12 @@ def log_in(ctx, box, user, host):
         pass  # there is none, or others can read it
     if not token and not password:
         raise refused(f"There is no password for {readable(user)} at {host}.", NEXT_PASSWORD)
-    reply = f"user={user}\1auth=Bearer {token}\1\1".encode()
+    kind, reply = "PLAIN", f"\0{user}\0{password}"
+    if token:
+        kind, reply = "XOAUTH2", f"user={user}\1auth=Bearer {token}\1\1"
     try:
-        if token:
-            box.authenticate("XOAUTH2", lambda challenge: b"" if challenge else reply)
+        if token or "AUTH=PLAIN" in box.capabilities:
+            box.authenticate(kind, lambda challenge: b"" if challenge else reply.encode())
         else:
             box.login(user, password)
     except box.error as error:
@@ -1411,7 +1413,8 @@ def watch_imap(ctx, url, email):
                 validity = now
             first = max(found, default=first - 1) + 1
     except errors as error:
-        problem = f"The mail server cannot be used: {words_of(error)}"
+        host = url.split("/")[2].rpartition("@")[2]
+        problem = f"The mail server {host} cannot be used: {words_of(error)}"
         raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER)
 
 
@@ -2031,13 +2034,19 @@ def guide_text(url, text=GUIDE):
     return text.replace("EXIT_STATUSES\n", statuses + "\n").replace("THIS_URL", url)
 
 
+def arguments_of(command):
+    """(an argument or flag, whether it is needed), for each that the command takes."""
+    return [(word.rstrip("!"), word.endswith("!")) for word in command.takes.split()]
+
+
 def cmd_guide(ctx, args):
     """The JSON is made of the tables that the program runs by; a default stands in parentheses in
     what an option is for."""
     url = given_url(ctx, args)[0] or default_url(ctx)
     data = {"schemaVersion": 1, "version": __version__, "baseUrl": url, "commands": [
-        {"name": name, "purpose": command.purpose, "takes": command.takes.replace("!", "").split(),
-         "required": re.findall(r"(\S+)!", command.takes), "changes": command.changes,
+        {"name": name, "purpose": command.purpose, "changes": command.changes,
+         "takes": [word for word, _ in arguments_of(command)],
+         "required": [word for word, needed in arguments_of(command) if needed],
          "example": f"scripto {name} {command.example}".strip()}
         for name, command in ctx.commands.items()
     ], "options": [
@@ -3376,7 +3385,7 @@ def followers(ctx):
         if group and group[1:] not in ctx.commands:
             rows.append(f":{group[1:]}:commands")
         rows.append(f"{group}:{last}:{command.purpose}")
-        for word in command.takes.replace("!", "").split() + ["--json", "--help"]:
+        for word, _ in arguments_of(command) + [("--json", False), ("--help", False)]:
             (takes, purpose), typed = ctx.options[word], " " + name
             if word[0] == "-":
                 rows.append(f"{typed}:{word}:{purpose}")
@@ -3507,6 +3516,39 @@ def help_lines(usage, head, rows, end):
     return {"help": lines}, lines
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors take the one way out."""
+
+    def error(self, message):
+        raise refused(message[:1].upper() + message[1:] + ".", f"see: {self.prog} --help")
+
+
+def parser_for(name):
+    command = COMMANDS[name]
+    # A width of our own: argparse would ask a module that a minimal Python lacks.
+    parser = Parser("scripto " + name,
+                    description=command.purpose[0].upper() + command.purpose[1:] + ".",
+                    epilog=f"Example: scripto {name} {command.example}",
+                    add_help=False, allow_abbrev=False,
+                    formatter_class=lambda prog: argparse.HelpFormatter(prog, width=96))
+    parser.color = False  # Python 3.14 would colour what is not yet known to go to a terminal
+    for word, needed in arguments_of(command) + [("--json", False), ("--help", False)]:
+        takes, purpose = OPTIONS[word]
+        if word == "--":  # no flag: run() splits there
+            continue
+        more = {"metavar": takes} if takes else {"action": "store_true"}
+        if needed or word == "name":
+            more["nargs"] = "?"  # what is missing is said later, in words of our own
+        if word in ("--allow", "-q", "-H"):
+            more["action"] = "append"
+        if "|" in (takes or ""):
+            more["choices"] = takes.split("|")
+        parser.add_argument(word, help=purpose.replace("%", "%%"), **more)
+    if "--" in dict(arguments_of(command)):
+        parser.usage = parser.format_usage()[len("usage: ") :].rstrip() + " [-- COMMAND ...]"
+    return parser
+
+
 def overview(prefix=""):
     rows = [(name, COMMANDS[name].purpose) for name in COMMANDS if name.startswith(prefix)]
     end = "Every command takes --json and --help. Try it with: scripto demo"
@@ -3524,18 +3566,6 @@ def unknown(kind, word, known, hint):
     except ImportError:  # in a minimal Python: then without a suggestion
         pass
     return refused(f"Unknown {'flag' if word.startswith('-') else kind} '{word}'.", hint)
-
-
-def help_of(name):
-    command, rows, usage = COMMANDS[name], [], name
-    for word in command.takes.split() + ["--json", "--help"]:
-        takes, purpose = OPTIONS[word.rstrip("!")]
-        shown = f"{word.rstrip('!')} {takes or ''}" if word.startswith("-") else takes
-        usage += " " + shown if word.endswith("!") else ""
-        rows.append((shown, purpose))
-    example = f"Example: scripto {name} {command.example}"
-    purpose = command.purpose[0].upper() + command.purpose[1:] + "."
-    return help_lines(usage, (purpose, ""), rows, example)
 
 
 def find_command(words):
@@ -3559,39 +3589,6 @@ def missing(name, word):
     return refused(f"The {word.strip('-') or 'command'} is missing.", hint)
 
 
-def parse(name, words, behind):
-    """Their values by name; None, or False for a switch, for what is not given."""
-    takes, hint = COMMANDS[name].takes.replace("!", "").split(), f"see: scripto {name} --help"
-    values = {word: None if OPTIONS[word][0] else False for word in takes}
-    places, words = [word for word in takes if word[0] != "-"], iter(words)
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if re.match("-[^-]", word):  # as in -XDELETE
-            flag, equals, value = word[:2], word[2:], word[2:]
-        elif word[:2] != "--":
-            flag, equals, value = places.pop(0) if places else "", "=", word
-        if flag not in takes:
-            known = {each: each for each in takes + ["--json", "--help"] if each[:2] == "--"}
-            raise unknown("argument", word, known, hint)
-        kind = OPTIONS[flag][0] or ""
-        if kind and not equals:
-            value = next(words, "--")
-            if re.match("-[^0-9]", value):  # the next flag, or none
-                raise missing(name, flag)
-        elif equals and (not kind or ("|" in kind and value not in kind.split("|"))):
-            raise refused(f"'{readable(value)[:80]}' is nothing that {flag} takes.", hint)
-        value = value if kind else True
-        values[flag] = (values[flag] or []) + [value] if flag in REPEATED else value
-    if behind and "--" not in takes:
-        raise refused(f"'{name}' takes nothing behind --.", hint)
-    values["--"] = behind[1:] or None
-    for word in re.findall(r"(\S+)!", COMMANDS[name].takes) + behind[:1]:
-        if values[word] is None:
-            raise missing(name, word)
-    return types.SimpleNamespace(**{
-        word.strip("-").replace("-", "_") or "command": value for word, value in values.items()})
-
-
 def check_program(word):
     """Before anything is served or said."""
     import shutil  # lazy
@@ -3601,8 +3598,24 @@ def check_program(word):
         raise refused(problem, "look at the command behind --")
 
 
+def parse(name, words, behind):
+    """The arguments by name. None of what stands `behind`, `--` and all, is looked at."""
+    parser, takes = parser_for(name), dict(arguments_of(COMMANDS[name]))
+    args, extra = parser.parse_known_args(words)
+    if extra:
+        known = {word: word for word in (*takes, "--json", "--help") if re.match("--.", word)}
+        raise unknown("argument", extra[0], known, f"see: {parser.prog} --help")
+    if behind and "--" not in takes:
+        parser.error(f"'{name}' takes nothing behind --")
+    args.command = behind[1:] or None
+    for word, needed in takes.items():
+        value = getattr(args, word.strip("-").replace("-", "_") or "command")
+        if value is None and (needed or word in behind[:1]):
+            raise missing(name, word)
+    return args
+
+
 def run(ctx, words):
-    """What stands behind `--` is another command's alone, and none of it is looked at here."""
     split = words.index("--") if "--" in words else len(words)
     words, behind = words[:split], words[split:]
     ctx.as_json = "--json" in words
@@ -3615,7 +3628,8 @@ def run(ctx, words):
         return overview(words[0] + " ")
     name, rest = find_command(words)
     if "--help" in rest:
-        return help_of(name)
+        lines = parser_for(name).format_help().splitlines()
+        return {"help": lines}, lines
     args = parse(name, rest, behind)
     if behind:
         check_program(behind[1])

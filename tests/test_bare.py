@@ -274,7 +274,7 @@ def test_no_module_is_taken_from_the_folder_of_the_file(scripto, tmp_path):
     folder = tmp_path / "downloads"
     folder.mkdir()
     program = shutil.copy(PROGRAM, str(folder))
-    for name in ("bisect", "email", "copy", "json", "types", "shlex"):
+    for name in ("bisect", "email", "copy", "json", "argparse", "shlex"):
         (folder / (name + ".py")).write_text("open(%r, 'w')" % str(folder / "pwned"))
     run = scripto.run("config", "set", "--api-key", KEY, program=program, cwd=str(folder))
     assert run.status == 0 and not (folder / "pwned").exists(), run.err
@@ -300,7 +300,7 @@ def loaded(newest, words, **more):
 def test_a_local_command_loads_nothing_of_the_network_or_the_backend(newest, words):
     newest.run("config", "set", "--api-key", KEY)
     modules = loaded(newest, words)
-    assert "re" in modules and modules & (NETWORK | SERVING) == set()
+    assert "argparse" in modules and modules & (NETWORK | SERVING) == set()
 
 
 def test_whoami_loads_nothing_of_the_backend(newest, raw_server):
