@@ -15,6 +15,7 @@ if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "saf
 
 import argparse
 import collections
+import contextlib
 import errno
 import itertools
 import os
@@ -141,13 +142,13 @@ def bug(error):
     which hold nothing from outside."""
     import traceback  # lazy
 
-    sqlite3, words = sys.modules.get("sqlite3"), getattr(error, "strerror", None) or ""
-    if sqlite3 and isinstance(error, sqlite3.Error):
+    kind, words = type(error), getattr(error, "strerror", None)
+    if "sqlite3" in kind.__module__:
         words = str(error)
     places, here = traceback.extract_tb(error.__traceback__), bug.__code__.co_filename
     own = ", ".join(str(place.lineno) for place in places if place.filename == here)
     where = f"{os.path.basename(places[-1].filename)}:{places[-1].lineno}"
-    return f"{type(error).__name__} {words} at {where}, by line {own}".replace("  ", " ")
+    return f"{kind.__name__}{' ' + words if words else ''} at {where}, by line {own}"
 
 
 # ---- Terminal -------------------------
@@ -195,30 +196,25 @@ def encoded(stream, text):
     return text.encode(stream.encoding, "backslashreplace")
 
 
-def emit(stream, text):
-    """Writes text, or bytes as they are, past the buffer, so that OSError comes up here, and only
-    here."""
+def emit(stream, content):
+    """Writes text, or bytes: as they are, but for a person as harmless text. Past the buffer, so
+    that OSError comes up here, and only here."""
     if stream is None:  # the descriptor was closed before the program started
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    if not hasattr(stream, "buffer"):  # an importer's own, as a StringIO
-        stream.write(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+    plain = not hasattr(stream, "buffer")  # an importer's own, as a StringIO
+    if isinstance(content, bytes) and (plain or is_terminal(stream)):
+        lines = content.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
+        content = "\n".join(map(harmless, lines))
+    if plain:
+        stream.write(content)
         return
-    left = text if isinstance(text, bytes) else encoded(stream, text)
+    left = content if isinstance(content, bytes) else encoded(stream, content)
     raw = getattr(stream.buffer, "raw", stream.buffer)
     while left:
         written = raw.write(left)
         if written is None:  # full for now, and not for waiting
             time.sleep(0.01)
         left = left[written or 0 :]
-
-
-def emit_parts(stream, parts):
-    """Bytes as they come; on a terminal as text, made harmless."""
-    for part in parts:
-        if is_terminal(stream):
-            lines = part.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
-            part = "\n".join(map(harmless, lines))
-        emit(stream, part)
 
 
 def emit_lines(ctx, stream, lines, end="\n"):
@@ -241,9 +237,9 @@ def answer(ctx, stream, envelope, lines):
     except ImportError:
         if envelope["success"]:
             raise  # main() comes here once more, to say so
-        pairs = [f'"{name}": "' + re.sub(r"[^ !#-\[\]-~]", "?", text) + '"'
-                 for name, text in envelope["error"].items()]
-        text = '{"success": false, "error": {' + ", ".join(pairs) + "}}"
+        plain = {name: re.sub(r"[^ !#-&(-\[\]-~]", "?", text)
+                 for name, text in envelope["error"].items()}
+        text = f'{{"success": false, "error": {plain}}}'.replace("'", '"')
     emit(ctx.stdout, text + "\n")
 
 
@@ -263,10 +259,7 @@ def say(ctx, *lines, end="\n"):
 def progress(ctx, text):
     """One line at a terminal, which the next one takes the place of."""
     if is_terminal(ctx.stderr):
-        try:
-            emit(ctx.stderr, f"\r{text:50}\r")
-        except OSError:
-            pass
+        say(ctx, f"{text:50}", end="\r")
 
 
 def warn(ctx, text):
@@ -280,23 +273,25 @@ def show(ctx, data, lines):
     """Without lines the data are parts of a body. Returns the exit status. Raises
     failed-precondition on a full disk."""
     try:
-        if lines is None:
-            emit_parts(ctx.stdout, data)
-            return 0
-        answer(ctx, ctx.stdout, {"success": True, "data": data}, lines)
+        if lines is not None:
+            answer(ctx, ctx.stdout, {"success": True, "data": data}, lines)
+            return 0 if data.get("ok", True) else 1
+        for part in data:
+            emit(ctx.stdout, part)
+        return 0
     except BrokenPipeError:  # nobody reads on, which is main()'s business
         raise
     except OSError as error:
         hint = "look at where standard output goes"
-        raise blocked(f"The answer cannot be written: {error}.", hint)
-    return 0 if data.get("ok", True) else 1
+        raise blocked(f"The answer cannot be written: {error}.", hint) from error
 
 
 def show_error(ctx, error):
     """Returns the exit status."""
     lines = ["✗ " + error.message, "  next: " + error.next_action]
     try:
-        emit_parts(ctx.stderr, [] if ctx.as_json else error.parts)
+        for part in () if ctx.as_json else error.parts:
+            emit(ctx.stderr, part)
         answer(ctx, ctx.stderr, error.envelope(), lines)
     except OSError:
         say(ctx, *lines)
@@ -325,7 +320,7 @@ def confirm(ctx, args, question, command):
         return
     if not is_terminal(ctx.stdin):
         raise refused("There is no terminal to ask at.", "add --yes to: scripto " + command)
-    if read_line(ctx, question + " [y/N] ").strip().lower() not in ("y", "yes"):
+    if read_line(ctx, question + " [y/N] ").lower() not in ("y", "yes"):
         raise ScriptoError("cancelled", "Nothing was changed.", "answer y, or add --yes")
 
 
@@ -411,9 +406,9 @@ def check_number(text, flag, most, least=0):
 
 def timeout_of(ctx):
     text = ctx.env.get("SCRIPTO_TIMEOUT") or TIMEOUT_SECONDS
-    if not re.match(r"[0-9]{0,5}(\.[0-9]{1,9})?\Z", text) or not 0 < float(text) <= DAY:
+    if not re.match(r"[0-9]{1,5}(\.[0-9]+)?\Z", text) or not float(text):
         problem = f"SCRIPTO_TIMEOUT is '{readable(text)}', not a number of seconds."
-        raise refused(problem, f"set it to a number from 1 to {DAY}, or unset it")
+        raise refused(problem, "set it to one, or unset it")
     return float(text)
 
 
@@ -441,24 +436,26 @@ def origin_of(url):
     return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def check_base_url(ctx, text, source):
-    """Scheme and host in lower case, no trailing slash."""
-    form = r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?(/[!-~]*)?\Z"
+def without_password(url):
+    return re.sub(r"^(\w+://)?.*@", r"\1", url)
+
+
+def check_base_url(ctx, text, source, kind=refused):
+    """Scheme and host in lower case, no trailing slash. Raises an error of that kind."""
+    form = r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?(/[!$-&(->A-\[\]-~]*)?\Z"
     match = re.match(form, text, re.IGNORECASE | re.ASCII)
     scheme, host, port, path = match.groups("") if match else ("", "", "", "")
-    bad = not match or set(path) & set("?#@\\\"'") or not 0 < int(port[1:] or 1) < 65536
+    bad = not match or not 0 < int(port[1:] or 1) < 65536
     if bad or (host[0] == "[" and not ipv6_bytes(host[1:-1])):
-        problem = f"'{readable(text)[:200]}' is not a base URL"
-        if "@" in text:  # what stands before it may be a password
-            problem = "a base URL holds no user and no password"
-        hint = "pass one like https://host[:port][/path] with --api-url"
-        raise refused(f"From {source}: {problem}.", hint)
+        shown = without_password(readable(text))[:200]
+        hint = "pass one like https://host[:port][/path], with no user in it, to --api-url"
+        raise kind(f"From {source}: '{shown}' is not a base URL.", hint)
     scheme, host = scheme.lower(), host.lower()
     trusted = is_loopback(host.strip("[]")) or ctx.env.get("SCRIPTO_ALLOW_HTTP") == "1"
     if scheme == "http" and not trusted:
         problem = f"plain http to {host} would show codes and keys to the network"
         hint = "use https, or set SCRIPTO_ALLOW_HTTP=1 if you trust that network"
-        raise refused(f"From {source}: {problem}.", hint)
+        raise kind(f"From {source}: {problem}.", hint)
     port = "" if port == (":443" if scheme == "https" else ":80") else port
     return f"{scheme}://{host}{port}" + path.rstrip("/")
 
@@ -467,13 +464,11 @@ def xdg_folder(ctx, variable, below_home, otherwise):
     """By the XDG specification a variable that is empty or relative is ignored."""
     if os.path.isabs(ctx.env.get(variable, "")):
         return ctx.env[variable]
-    home = ctx.env.get("HOME")
-    if os.name == "nt" and home and not os.path.splitdrive(home)[0]:  # Git Bash's /c/Users/you
-        home = ctx.env.get("USERPROFILE")
+    home = "~" if os.name == "nt" else ctx.env.get("HOME", "~")  # Git Bash's is /c/Users/you
     try:
-        home = os.path.expanduser("~") if home is None else home
+        home = os.path.expanduser(home)
     except (KeyError, ImportError):  # before Python 3.8, for a user that is only a number
-        home = ""
+        pass
     if not os.path.isabs(home):
         hint = f"set {variable} to a folder of your own, or {otherwise}"
         problem = "There is no home folder: HOME is not set."
@@ -889,45 +884,43 @@ def profile_in_force(ctx, named, needed):
     return name, {} if name is None else find_profile(state, name)
 
 
-def key_of(name, profile):
-    if not profile.get("apiKey"):
+def key_of(profile):
+    if not is_key(profile.get("apiKey")):
         raise ScriptoError("unauthenticated", "There is no API key.", NEXT_SIGN_IN)
-    if not is_key(profile["apiKey"]):
-        raise blocked(f"Profile '{name}' holds no Scripto key.", NEXT_SIGN_IN)
     return profile["apiKey"]
 
 
 def stored_url(ctx, name, profile):
-    try:
-        return check_base_url(ctx, url_of(profile), f"profile '{name}'")
-    except ScriptoError as error:  # the file's fault, not the user's
-        raise blocked(error.message, error.next_action)
+    """Raises failed-precondition: a wrong one is the file's fault, not the user's."""
+    return check_base_url(ctx, url_of(profile), f"profile '{name}'", blocked)
 
 
 def resolve(ctx, args, with_key=True):
     """The Target, by the contract's order. Raises unauthenticated without a key that is needed,
     failed-precondition where a profile's key would go to another origin than its own."""
-    key = key_source = None
+    key = source = None
     if with_key:
-        key, key_source = given(ctx, check_key, "--api-key", args.api_key, "SCRIPTO_API_KEY")
-    base_url, url_source = given_url(ctx, args)
-    named, name, profile = named_profile(ctx, args.profile), None, {}
-    without = with_key and not key
-    if named is not None or without or not base_url:
-        name, profile = profile_in_force(ctx, named, named is not None or without)
-    if without:
-        key, key_source = key_of(name, profile), "profile"
-    elif named is not None and key:
-        warn(ctx, f"{key_source} overrides the key of profile '{name}'")
-    if without or (not base_url and (named is not None or "baseUrl" in profile)):
-        home = stored_url(ctx, name, profile)
-        if base_url and origin_of(home) != origin_of(base_url):
-            there = f"is not sent to {base_url} (from {url_source})"
-            hint = f"pass --api-key, or {NEXT_SIGN_IN}" + flagged("--api-url", base_url)
-            raise blocked(f"The key of profile '{name}' belongs to {home} and {there}.", hint)
-        base_url, url_source = base_url or home, url_source or "profile"
-    base_url, url_source = base_url or default_url(ctx), url_source or "default"
-    return Target(base_url, url_source, key, key_source, name, profile)
+        key, source = given(ctx, check_key, "--api-key", args.api_key, "SCRIPTO_API_KEY")
+    url, url_source = given_url(ctx, args)
+    named = named_profile(ctx, args.profile)
+    stored, chosen = with_key and not key, named is not None
+    name, profile = None, {}
+    if stored or chosen or not url:
+        name, profile = profile_in_force(ctx, named, stored or chosen)
+    if stored:
+        key, source = key_of(profile), "profile"
+    elif key and chosen:
+        warn(ctx, f"{source} overrides the key of profile '{name}'")
+    if url and not stored:
+        return Target(url, url_source, key, source, name, profile)
+    home, home_source = default_url(ctx), "default"
+    if stored or chosen or "baseUrl" in profile:
+        home, home_source = stored_url(ctx, name, profile), "profile"
+    if url and origin_of(url) != origin_of(home):
+        problem = f"belongs to {home} and is not sent to {url} (from {url_source})"
+        hint = f"pass --api-key, or {NEXT_SIGN_IN}" + flagged("--api-url", url)
+        raise blocked(f"The key of profile '{name}' {problem}.", hint)
+    return Target(url or home, url_source or home_source, key, source, name, profile)
 
 
 # ---- HTTP client ----------------------
@@ -937,10 +930,6 @@ def resolve(ctx, args, with_key=True):
 
 def bad_reply(url, what):
     return ScriptoError("invalid-response", f"{url} {what}.", NEXT_BACKEND)
-
-
-def without_password(proxy):
-    return re.sub(r"^(\w+://)?.*@", r"\1", proxy)
 
 
 def proxy_for(url):
@@ -969,33 +958,28 @@ def checked_tls():
         raise blocked(f"TLS cannot be set up: {error}.", hint)
 
 
-def opener_for(url):
-    """Certificates checked, no redirects, no other schemes."""
+def connect(method, url, headers, body, seconds):
+    """The open reply: certificates checked, no redirect followed. After a reset a GET is tried once
+    more; of others, one may have been heard."""
     import urllib.request as library  # lazy
 
     scheme, proxy = origin_of(url)[0], proxy_for(url)
-    opener = library.OpenerDirector()
+    opener, again = library.OpenerDirector(), method == "GET"
     opener.add_handler(library.ProxyHandler({scheme: proxy} if proxy else {}))
     opener.add_handler(library.HTTPHandler())
     if scheme == "https":
         tls = checked_tls()  # first: without ssl there is no HTTPSHandler either
         opener.add_handler(library.HTTPSHandler(context=tls))
-    return opener
-
-
-def connect(method, url, headers, body, seconds, again):
-    """The reply; again: after a reset, by a new request, since opening one changes it."""
-    import urllib.request  # lazy
-
-    request = urllib.request.Request(url, body, headers, method=method)
-    try:
-        return opener_for(url).open(request, timeout=seconds)
-    except OSError as error:
-        reason = getattr(error, "reason", None)  # urllib wraps what happens before the reply
-        error = reason if isinstance(reason, Exception) else error
-        if not (again and isinstance(error, ConnectionResetError)):
-            raise error
-    return connect(method, url, headers, body, seconds, False)
+    while True:
+        request = library.Request(url, body, headers, method=method)  # which opening it changes
+        try:
+            return opener.open(request, timeout=seconds)
+        except OSError as error:
+            reason = getattr(error, "reason", None)  # urllib wraps what happens before the reply
+            error = reason if isinstance(reason, Exception) else error
+            if not (again and isinstance(error, ConnectionResetError)):
+                raise error
+        again = False
 
 
 def within(seconds, work, *values):
@@ -1015,8 +999,9 @@ def within(seconds, work, *values):
     thread = threading.Thread(target=run, daemon=True)
     try:
         thread.start()
-    except RuntimeError:
-        raise blocked("No thread can be started.", "allow this user more processes (ulimit -u)")
+    except RuntimeError as error:
+        problem, hint = "No thread can be started.", "allow this user more processes (ulimit -u)"
+        raise blocked(problem, hint) from error
     thread.join(max(seconds, 0))
     result, error = outcome[0]
     if error:
@@ -1024,72 +1009,20 @@ def within(seconds, work, *values):
     return result
 
 
-def network_errors():
-    """What connect() and reading a reply raise if the network, or who is there, is at fault."""
+@contextlib.contextmanager
+def at_risk(ctx, url, began=False):
+    """What the network, or who is there, does wrong in here is network-error or invalid-response.
+    began: in the midst of the reply."""
     import http.client  # lazy
+    import socket
 
-    return OSError, http.client.HTTPException, ValueError
-
-
-def open_reply(ctx, method, url, headers=None, body=None, key=None):
-    """The reply to a request (with a bearer key, RFC 6750), for parts_of(). SCRIPTO_TIMEOUT bounds
-    this, and then each read. Raises network-error or invalid-response."""
-    usual = {"User-Agent": "scripto/" + __version__, "Accept": "application/json"}
-    headers = dict(usual, **headers or {})
-    if key is not None:
-        headers["Authorization"] = "Bearer " + key
-    seconds, again = timeout_of(ctx), method == "GET"  # of others, one may have been heard
     try:
-        return within(seconds, connect, method, url, headers, body, seconds, again)
-    except network_errors() as error:
-        raise network_trouble(ctx, url, error)
-
-
-def parts_of(ctx, url, reply, most=float("inf")):
-    """The body as it arrives, no more bytes than that. Raises network-error, or invalid-response
-    where it breaks off."""
-    left, total = reply.length, 0  # None: it comes in chunks, or until the connection ends
-    with reply:
-        while left is None or left > 0:
-            try:
-                part = reply.read1(64 << 10 if left is None else min(left, 64 << 10))
-            except network_errors() as error:
-                raise network_trouble(ctx, url, error, began=True)
-            if not part:
-                break
-            left, total = left and left - len(part), total + len(part)
-            if total > most:
-                raise bad_reply(url, f"sent more than {most} bytes")
-            yield part
-    if left:
-        raise bad_reply(url, "broke off its reply")
-
-
-def send(ctx, method, url, body=None, key=None):
-    """(status, headers, body as bytes), for an object as JSON and a bearer key. Raises as the two
-    above; SCRIPTO_TIMEOUT bounds all of it."""
-    import json  # lazy
-
-    give_up, headers = time.monotonic() + timeout_of(ctx), {}
-    if body is not None:
-        headers["Content-Type"] = "application/json"
-        body = json.dumps(body).encode("ascii")
-    reply = open_reply(ctx, method, url, headers, body, key)
-    try:
-        parts = parts_of(ctx, url, reply, REPLY_BYTES)
-        content = within(give_up - time.monotonic(), b"".join, parts)
-    except network_errors() as error:
-        raise network_trouble(ctx, url, error, began=True)
-    return reply.status, reply.headers, content
-
-
-def network_trouble(ctx, url, error, began=False):
-    """What went wrong on the way; began: in the midst of the reply."""
-    import socket  # lazy
-
-    proxied, ssl = proxy_for(url), sys.modules.get("ssl")
-    where = "%s:%d" % origin_of(url)[1:] + (" (through a proxy)" if proxied else "")
-    why = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error)
+        yield
+        return
+    except (OSError, http.client.HTTPException, ValueError) as caught:
+        error = caught
+    where = "%s:%d" % origin_of(url)[1:] + " (through a proxy)" * bool(proxy_for(url))
+    why, ssl = getattr(error, "strerror", None) or error, sys.modules.get("ssl")
     hint = "check that it runs there, the network, any proxy and the base URL (--api-url)"
     if ssl and isinstance(error, (ssl.SSLError, ssl.CertificateError)):
         text = f"TLS with {where} failed: {why}."
@@ -1098,49 +1031,67 @@ def network_trouble(ctx, url, error, began=False):
         seconds, late = timeout_of(ctx), "finish its reply" if began else "answer"
         text = f"{where} did not {late} within {seconds:g} seconds."
         hint = f"try again, or allow more time: SCRIPTO_TIMEOUT={seconds * 2:g}"
-    elif isinstance(error, (OSError, UnicodeError)) or (proxied and not began):
+    elif isinstance(error, (OSError, UnicodeError)):
         text = f"{where} {'broke off its reply' if began else 'cannot be reached'}: {why}."
     else:
-        return bad_reply(url, "broke off its reply" if began else "sent what is not HTTP")
-    return ScriptoError("network-error", text, hint)
+        raise bad_reply(url, "broke off its reply" if began else "sent what is not HTTP") from error
+    raise ScriptoError("network-error", text, hint) from error
+
+
+def open_reply(ctx, method, url, headers=(), body=None, key=None):
+    """The reply to a request (with a bearer key, RFC 6750), for parts_of(). SCRIPTO_TIMEOUT bounds
+    this, and then each read. Raises network-error or invalid-response."""
+    all_headers = {"User-Agent": "scripto/" + __version__, "Accept": "application/json"}
+    if body is not None:
+        all_headers["Content-Type"] = "application/json"
+    all_headers.update(headers)
+    if key is not None:
+        all_headers["Authorization"] = "Bearer " + key
+    seconds = timeout_of(ctx)
+    with at_risk(ctx, url):
+        return within(seconds, connect, method, url, all_headers, body, seconds)
+
+
+def parts_of(ctx, url, reply, most=float("inf")):
+    """The body as it arrives, no more bytes than that. Raises network-error, or invalid-response
+    where it breaks off."""
+    left = endless = float("inf")  # it comes in chunks, or until the connection ends
+    if reply.length is not None:
+        left = reply.length
+    with reply:
+        while left > 0:
+            with at_risk(ctx, url, began=True):
+                part = reply.read1(min(left, 64 << 10))
+            if not part:
+                break
+            left, most = left - len(part), most - len(part)
+            if most < 0:
+                raise bad_reply(url, "sent too large a reply")
+            yield part
+    if 0 < left < endless:
+        raise bad_reply(url, "broke off its reply")
+
+
+def send(ctx, method, url, content=None, key=None):
+    """(status, headers, body as bytes), for a body that is JSON and a bearer key. Raises as the two
+    above; SCRIPTO_TIMEOUT bounds all of it."""
+    give_up = time.monotonic() + timeout_of(ctx)
+    reply = open_reply(ctx, method, url, (), content, key)
+    with at_risk(ctx, url, began=True):
+        parts = parts_of(ctx, url, reply, REPLY_BYTES)
+        return reply.status, reply.headers, within(give_up - time.monotonic(), b"".join, parts)
 
 
 def parse_json(content):
-    """The JSON object, None for anything else. As floats, long numbers cost no time."""
+    """The JSON object, {} for another value, None for what is no JSON (RFC 8259: UTF-8, no NaN). As
+    floats, long numbers cost no time."""
     import json  # lazy
 
     try:
-        value = json.loads(content.decode("utf-8"), parse_int=float)
+        value = json.loads(content.decode("utf-8"), parse_int=float, parse_constant=int)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
-
-
-def is_json(content):
-    """RFC 8259: UTF-8, and no NaN."""
-    import json  # lazy
-
-    try:
-        json.loads(content.decode("utf-8"), parse_int=float, parse_constant=int)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def call(ctx, target, method, path, part, body=None, hint=None):
-    """That part of a success, an object. The hint is for an invalid-argument without one."""
-    url = target.base_url + path
-    status, _, content = send(ctx, method, url, body, target.key)
-    value = parse_json(content)
-    if 300 <= status < 400:
-        raise bad_reply(url, "answered with a redirect, which is not followed")
-    if value is None and status < 500 and status not in (401, 429):
-        raise bad_reply(url, "did not answer in the contract's JSON")
-    if status >= 300 or value.get("success", True) is not True:
-        raise backend_error(status, value or {}, hint, target.key_source)
-    if not isinstance(value.get(part), dict):
-        raise bad_reply(url, f"left '{part}' out of its answer")
-    return value[part]
+    return value if isinstance(value, dict) else {}
 
 
 def next_for_key(source):
@@ -1165,6 +1116,22 @@ def backend_error(status, value, hint, key_source=None):
     if not next_action or next_action == NEXT_SIGN_IN:
         next_action = usual.get(code) or next_action or NEXT_DOCTOR
     return ScriptoError(code, message, next_action, status)
+
+
+def call(ctx, target, method, path, part, body=None, hint=None):
+    """That part of a success, an object. The hint is for an invalid-argument without one."""
+    import json  # lazy
+
+    url, content = target.base_url + path, body and json.dumps(body).encode("ascii")
+    status, _, reply = send(ctx, method, url, content, target.key)
+    value = parse_json(reply) or {}
+    if 300 <= status < 400:
+        raise bad_reply(url, "answered with a redirect, which is not followed")
+    if status >= 400 or value.get("success", True) is not True:
+        raise backend_error(status, value, hint, target.key_source)
+    if not isinstance(value.get(part), dict):
+        raise bad_reply(url, f"did not answer with '{part}' in JSON")
+    return value[part]
 
 
 # ---- Mailbox --------------------------
@@ -1720,7 +1687,7 @@ def revoke(ctx, target, keys):
 def revoke_stored(ctx, name, profile):
     """That profile's key at its own backend, whatever the environment says. One that is refused
     there is revoked already."""
-    url, key = stored_url(ctx, name, profile), key_of(name, profile)
+    url, key = stored_url(ctx, name, profile), key_of(profile)
     target = Target(url, "profile", key, "profile", name, profile)
     try:
         revoke(ctx, target, [each for each in keys_of(ctx, target) if each["current"]])
@@ -1868,7 +1835,7 @@ def read_body(text):
                 content = file.read()
         except OSError as error:
             raise refused(f"The body cannot be read: {error}.", "pass another file with -d")
-    if not is_json(content):
+    if parse_json(content) is None:
         raise refused("What -d gives is not JSON.", "pass JSON, @FILE, or - for standard input")
     return content
 
@@ -1893,8 +1860,6 @@ def request_of(args):
     for name, value in map(check_header, args.H or ()):  # given again, it is a list (RFC 9110, 5.3)
         headers[name] = headers[name] + ", " + value if name in headers else value
     headers.setdefault("Accept", "*/*")
-    if body is not None:
-        headers.setdefault("Content-Type", "application/json")
     method = args.X or ("GET" if body is None else "POST")
     if not re.match(r"[A-Za-z]{1,20}\Z", method):
         raise refused(f"'{readable(method)[:80]}' is not a method.", "pass one like -X DELETE")
@@ -1918,7 +1883,7 @@ def cmd_api(ctx, args):
             error = backend_error(reply.status, parse_json(content) or {}, None, target.key_source)
         error.parts = head + [content.rstrip() + b"\n"] * bool(content)
         raise error
-    if content and not is_json(content):
+    if content and parse_json(content) is None:
         raise bad_reply(url, "did not answer in JSON")
     # In one line: within JSON's strings there are no line breaks.
     line = b" ".join(content.splitlines()) or b"null"
