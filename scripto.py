@@ -99,12 +99,13 @@ class ScriptoError(Exception):
     parts = ()  # of the reply's body, for a person
 
     def __init__(self, code, message, next_action, http_status=None, headers=()):
-        self.message = masked(message)
-        super().__init__(self.message)
-        self.code, self.next_action, self.headers = code, next_action, list(headers)
-        status = self.http_status = http_status or ERRORS.get(code, (500,))[0]
+        super().__init__(masked(message))
+        self.code, self.message, self.next_action = code, masked(message), next_action
+        self.headers = list(headers)
+        usual, exit_status = ERRORS.get(code, (500, None))
+        self.http_status = status = http_status or usual
         by_http = 4 if status == 401 else 3 if status == 429 or status >= 500 else 1
-        self.exit_status = ERRORS.get(code, (0, by_http))[1]
+        self.exit_status = exit_status or by_http
 
     def envelope(self):
         error = {"code": self.code, "message": self.message, "nextAction": self.next_action}
@@ -142,13 +143,13 @@ def bug(error):
     which hold nothing from outside."""
     import traceback  # lazy
 
-    kind, words = type(error), getattr(error, "strerror", None)
-    if "sqlite3" in kind.__module__:
-        words = str(error)
-    places, here = traceback.extract_tb(error.__traceback__), bug.__code__.co_filename
-    own = ", ".join(str(place.lineno) for place in places if place.filename == here)
-    where = f"{os.path.basename(places[-1].filename)}:{places[-1].lineno}"
-    return f"{kind.__name__}{' ' + words if words else ''} at {where}, by line {own}"
+    words = [type(error).__name__, getattr(error, "strerror", None)]
+    if "sqlite3" in type(error).__module__:
+        words[1] = str(error)
+    places = traceback.extract_tb(error.__traceback__)
+    own = [str(place.lineno) for place in places if place.filename == bug.__code__.co_filename]
+    words += ["at", f"{os.path.basename(places[-1].filename)}:{places[-1].lineno}, by line"]
+    return " ".join(filter(None, words)) + " " + ", ".join(own)
 
 
 # ---- Terminal -------------------------
@@ -156,15 +157,18 @@ def bug(error):
 # harmless().
 
 ASCII_FORM = str.maketrans({"✓": "[ok]", "✗": "[error]", "●": "*", "•": "*"})
-COLOURS = {"✓": "32", "✗": "31", "●": "36", "!": "33"}  # by the mark that a line begins with
+COLOURS = {  # of the mark that a line begins with
+    mark: f"\x1b[{number}m{mark}\x1b[0m" for mark, number in zip("✓✗●!", (32, 31, 36, 33))}
 
 
 class Context:
     """What a command may use of the world, passed along, so that nothing is global."""
 
-    def __init__(self, as_json, commands, options):
+    def __init__(self, commands, options):
         self.stdin, self.stdout, self.stderr = sys.stdin, sys.stdout, sys.stderr
-        self.env, self.as_json, self.warned = os.environ, as_json, set()
+        self.env = os.environ
+        self.as_json = False  # until run() has read the command line
+        self.warned = set()
         self.commands, self.options = commands, options  # the tables that the parser is made from
 
 
@@ -190,10 +194,9 @@ def is_terminal(stream):
 
 def encoded(stream, text):
     try:
-        "✓✗●•".encode(stream.encoding)
+        return text.encode(stream.encoding)
     except UnicodeEncodeError:
-        text = text.translate(ASCII_FORM)
-    return text.encode(stream.encoding, "backslashreplace")
+        return text.translate(ASCII_FORM).encode(stream.encoding, "backslashreplace")
 
 
 def emit(stream, content):
@@ -219,11 +222,9 @@ def emit(stream, content):
 
 def emit_lines(ctx, stream, lines, end="\n"):
     plain = "NO_COLOR" in ctx.env or ctx.env.get("TERM") == "dumb" or os.name == "nt"
-    text = ""
-    for line in map(harmless, lines):
-        if line[:1] in COLOURS and is_terminal(stream) and not plain:
-            line = f"\x1b[{COLOURS[line[0]]}m{line[0]}\x1b[0m{line[1:]}"
-        text += line + end
+    text = "".join(harmless(line) + end for line in lines)
+    if is_terminal(stream) and not plain:
+        text = re.sub("(?m)^[✓✗●!]", lambda mark: COLOURS[mark.group()], text)
     emit(stream, text)
 
 
@@ -282,8 +283,8 @@ def show(ctx, data, lines):
     except BrokenPipeError:  # nobody reads on, which is main()'s business
         raise
     except OSError as error:
-        hint = "look at where standard output goes"
-        raise blocked(f"The answer cannot be written: {error}.", hint) from error
+        problem = f"The answer cannot be written: {error}."
+        raise blocked(problem, "look at where standard output goes") from error
 
 
 def show_error(ctx, error):
@@ -301,11 +302,11 @@ def show_error(ctx, error):
 def read_line(ctx, prompt, secret=False):
     """One line of standard input, "" for none. A terminal is prompted, and shows no secret."""
     try:
-        if is_terminal(ctx.stdin) and secret:
-            import getpass  # lazy
-
-            return getpass.getpass(prompt)
         if is_terminal(ctx.stdin):
+            if secret:
+                import getpass  # lazy
+
+                return getpass.getpass(prompt)
             say(ctx, prompt, end="")
         line = getattr(ctx.stdin, "buffer", ctx.stdin).readline(64 << 10) if ctx.stdin else ""
     except (OSError, EOFError, UnicodeDecodeError):  # not for reading, gone, or no text
@@ -325,8 +326,7 @@ def confirm(ctx, args, question, command):
 
 
 def next_bytes(ctx):
-    """What has come on standard input, b"" at its end. Past the buffer: Python cannot end well
-    while a thread waits in there."""
+    """b"" at the end. Past the buffer: Python cannot end well while a thread waits in there."""
     return os.read(ctx.stdin.fileno(), 64 << 10) if ctx.stdin else b""
 
 
@@ -343,6 +343,10 @@ def readable(text):
         return text
 
 
+def misfit(text, what, hint):
+    return refused(f"'{readable(text)[:200]}' is not {what}.", hint)
+
+
 def is_email(text):
     """The contract's rule, less what makes mail read one address as another (RFC 5322: comments,
     groups, quotes; RFC 2047: encoded words): whose code would it be?"""
@@ -355,9 +359,10 @@ def is_email(text):
 
 def check_email(text, command):
     text = readable(text or "")
+    if not text:
+        raise refused("The email is missing.", NEXT_EMAIL + command)
     if not is_email(text):
-        problem = f"'{text[:EMAIL_LENGTH]}' is not an email address."
-        raise refused(problem if text else "The email is missing.", NEXT_EMAIL + command)
+        raise misfit(text, "an email address", NEXT_EMAIL + command)
     return text
 
 
@@ -379,15 +384,14 @@ def check_key(ctx, text, source):
         text = read_line(ctx, "API key: ", True)
     if not is_key(text):
         rule = f"must start with '{KEY_PREFIX}' and hold no white space or control characters"
-        hint = f"pass --api-key {KEY_PREFIX}<your-key>, or --api-key - for standard input"
+        hint = "pass --api-key <your-key>, or --api-key - for standard input"
         raise refused(f"The key from {source} {rule}.", hint)
     return text
 
 
 def check_profile_name(text):
     if text is not None and not re.match(r"[A-Za-z0-9._-]{1,64}\Z", text):
-        hint = "use 1 to 64 of: letters, digits, . _ -"
-        raise refused(f"'{readable(text)[:80]}' is not a profile name.", hint)
+        raise misfit(text, "a profile name", "use 1 to 64 of: letters, digits, . _ -")
 
 
 def check_key_name(text):
@@ -399,16 +403,14 @@ def check_key_name(text):
 
 def check_number(text, flag, most, least=0):
     if not re.match(r"[0-9]{1,9}\Z", text) or not least <= int(text) <= most:
-        problem = f"'{readable(text)}' is not a whole number from {least} to {most}."
-        raise refused(problem, "pass another " + flag)
+        raise misfit(text, f"a whole number from {least} to {most}", "pass another " + flag)
     return int(text)
 
 
 def timeout_of(ctx):
     text = ctx.env.get("SCRIPTO_TIMEOUT") or TIMEOUT_SECONDS
     if not re.match(r"[0-9]{1,5}(\.[0-9]+)?\Z", text) or not float(text):
-        problem = f"SCRIPTO_TIMEOUT is '{readable(text)}', not a number of seconds."
-        raise refused(problem, "set it to one, or unset it")
+        raise misfit(text, "a number of seconds (SCRIPTO_TIMEOUT)", "set it to one, or unset it")
     return float(text)
 
 
@@ -471,8 +473,7 @@ def xdg_folder(ctx, variable, below_home, otherwise):
         pass
     if not os.path.isabs(home):
         hint = f"set {variable} to a folder of your own, or {otherwise}"
-        problem = "There is no home folder: HOME is not set."
-        raise Unreachable("failed-precondition", problem, hint)
+        raise Unreachable("failed-precondition", "There is no home folder.", hint)
     return os.path.join(home, below_home)
 
 
@@ -486,8 +487,7 @@ def check_path(text):
     """Its first slash may be left out: Git Bash makes something else of words that begin so."""
     path = "/" + text[text[:1] == "/" :]
     if not re.match(r"/(?!/|[^/?]*:)[!\"$-\[\]-~]*\Z", path):
-        problem = f"'{readable(text)[:200]}' is not a path at the backend."
-        raise refused(problem, "pass one like: scripto api api/keys")
+        raise misfit(text, "a path at the backend", "pass one like: scripto api api/keys")
     return path
 
 
@@ -872,8 +872,7 @@ def named_profile(ctx, name):
 
 
 def profile_in_force(ctx, named, needed):
-    """(name, profile). A file that cannot be come by is none, unless it is needed. Raises not-found
-    for a name without a profile, by whomever."""
+    """(name, profile), (None, {}) for none. A file that cannot be come by is an error if needed."""
     try:
         state = ProfileFile(ctx).read()
     except Unreachable:
@@ -903,7 +902,8 @@ def resolve(ctx, args, with_key=True):
         key, source = given(ctx, check_key, "--api-key", args.api_key, "SCRIPTO_API_KEY")
     url, url_source = given_url(ctx, args)
     named = named_profile(ctx, args.profile)
-    stored, chosen = with_key and not key, named is not None
+    stored = with_key and not key
+    chosen = named is not None
     name, profile = None, {}
     if stored or chosen or not url:
         name, profile = profile_in_force(ctx, named, stored or chosen)
@@ -955,7 +955,7 @@ def checked_tls():
         return ssl.create_default_context()
     except OSError as error:
         hint = "check SSL_CERT_FILE, SSL_CERT_DIR and SSLKEYLOGFILE"
-        raise blocked(f"TLS cannot be set up: {error}.", hint)
+        raise blocked(f"TLS cannot be set up: {error}.", hint) from error
 
 
 def connect(method, url, headers, body, seconds):
@@ -963,13 +963,15 @@ def connect(method, url, headers, body, seconds):
     more; of others, one may have been heard."""
     import urllib.request as library  # lazy
 
-    scheme, proxy = origin_of(url)[0], proxy_for(url)
-    opener, again = library.OpenerDirector(), method == "GET"
+    scheme = origin_of(url)[0]
+    proxy = proxy_for(url)
+    opener = library.OpenerDirector()
     opener.add_handler(library.ProxyHandler({scheme: proxy} if proxy else {}))
     opener.add_handler(library.HTTPHandler())
     if scheme == "https":
         tls = checked_tls()  # first: without ssl there is no HTTPSHandler either
         opener.add_handler(library.HTTPSHandler(context=tls))
+    again = method == "GET"
     while True:
         request = library.Request(url, body, headers, method=method)  # which opening it changes
         try:
@@ -988,25 +990,23 @@ def within(seconds, work, *values):
     import socket  # lazy
     import threading
 
-    outcome = [(None, socket.timeout())]
+    results, errors = [], [socket.timeout()]
 
     def run():
         try:
-            outcome[0] = work(*values), None
+            results.append(work(*values))
         except Exception as error:  # whatever it is, it is raised below
-            outcome[0] = None, error
+            errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     try:
         thread.start()
     except RuntimeError as error:
-        problem, hint = "No thread can be started.", "allow this user more processes (ulimit -u)"
-        raise blocked(problem, hint) from error
+        raise blocked("No thread can be started.", "allow more processes (ulimit -u)") from error
     thread.join(max(seconds, 0))
-    result, error = outcome[0]
-    if error:
-        raise error
-    return result
+    if results:
+        return results[0]
+    raise errors[-1]
 
 
 @contextlib.contextmanager
@@ -1022,13 +1022,15 @@ def at_risk(ctx, url, began=False):
     except (OSError, http.client.HTTPException, ValueError) as caught:
         error = caught
     where = "%s:%d" % origin_of(url)[1:] + " (through a proxy)" * bool(proxy_for(url))
-    why, ssl = getattr(error, "strerror", None) or error, sys.modules.get("ssl")
+    why = getattr(error, "strerror", None) or error
+    ssl = sys.modules.get("ssl")
     hint = "check that it runs there, the network, any proxy and the base URL (--api-url)"
     if ssl and isinstance(error, (ssl.SSLError, ssl.CertificateError)):
         text = f"TLS with {where} failed: {why}."
         hint = "check the URL; install ca-certificates, or set SSL_CERT_FILE to who signed theirs"
     elif isinstance(error, socket.timeout):
-        seconds, late = timeout_of(ctx), "finish its reply" if began else "answer"
+        seconds = timeout_of(ctx)
+        late = "finish its reply" if began else "answer"
         text = f"{where} did not {late} within {seconds:g} seconds."
         hint = f"try again, or allow more time: SCRIPTO_TIMEOUT={seconds * 2:g}"
     elif isinstance(error, (OSError, UnicodeError)):
@@ -1039,8 +1041,8 @@ def at_risk(ctx, url, began=False):
 
 
 def open_reply(ctx, method, url, headers=(), body=None, key=None):
-    """The reply to a request (with a bearer key, RFC 6750), for parts_of(). SCRIPTO_TIMEOUT bounds
-    this, and then each read. Raises network-error or invalid-response."""
+    """The reply to a request, with a bearer key (RFC 6750), for parts_of(). SCRIPTO_TIMEOUT bounds
+    this, and then each read. Raises as at_risk()."""
     all_headers = {"User-Agent": "scripto/" + __version__, "Accept": "application/json"}
     if body is not None:
         all_headers["Content-Type"] = "application/json"
@@ -1053,8 +1055,7 @@ def open_reply(ctx, method, url, headers=(), body=None, key=None):
 
 
 def parts_of(ctx, url, reply, most=float("inf")):
-    """The body as it arrives, no more bytes than that. Raises network-error, or invalid-response
-    where it breaks off."""
+    """The body as it arrives, no more bytes than that. Raises as at_risk()."""
     left = endless = float("inf")  # it comes in chunks, or until the connection ends
     if reply.length is not None:
         left = reply.length
@@ -1064,7 +1065,8 @@ def parts_of(ctx, url, reply, most=float("inf")):
                 part = reply.read1(min(left, 64 << 10))
             if not part:
                 break
-            left, most = left - len(part), most - len(part)
+            left -= len(part)
+            most -= len(part)
             if most < 0:
                 raise bad_reply(url, "sent too large a reply")
             yield part
@@ -1073,8 +1075,7 @@ def parts_of(ctx, url, reply, most=float("inf")):
 
 
 def send(ctx, method, url, content=None, key=None):
-    """(status, headers, body as bytes), for a body that is JSON and a bearer key. Raises as the two
-    above; SCRIPTO_TIMEOUT bounds all of it."""
+    """(status, headers, body as bytes). SCRIPTO_TIMEOUT bounds all of it. Raises as at_risk()."""
     give_up = time.monotonic() + timeout_of(ctx)
     reply = open_reply(ctx, method, url, (), content, key)
     with at_risk(ctx, url, began=True):
@@ -1105,13 +1106,15 @@ def backend_error(status, value, hint, key_source=None):
     """Word for word, gaps filled by the status."""
     by_status = {401: "unauthenticated", 403: "permission-denied", 404: "not-found",
                  429: "resource-exhausted"}
+    other = "invalid-response" if status < 400 else "invalid-argument"  # redirects, for one
     error = value["error"] if isinstance(value.get("error"), dict) else {}
-    code = by_status.get(status, "internal" if status >= 500 else "invalid-argument")
-    code = masked(text_of(error, "code")) or ("invalid-response" if status < 300 else code)
+    code = by_status.get(status, "internal" if status >= 500 else other)
+    code = masked(text_of(error, "code")) or code
     refusal = "The backend refused the key." if code == "unauthenticated" else ""
     message = text_of(error, "message") or refusal or f"The backend answered HTTP {status}."
     usual = {"unauthenticated": next_for_key(key_source), "internal": NEXT_RETRY,
-             "resource-exhausted": NEXT_RETRY, "invalid-argument": hint}
+             "resource-exhausted": NEXT_RETRY, "invalid-argument": hint,
+             "invalid-response": NEXT_BACKEND}
     next_action = masked(text_of(error, "nextAction"))
     if not next_action or next_action == NEXT_SIGN_IN:
         next_action = usual.get(code) or next_action or NEXT_DOCTOR
@@ -1122,12 +1125,11 @@ def call(ctx, target, method, path, part, body=None, hint=None):
     """That part of a success, an object. The hint is for an invalid-argument without one."""
     import json  # lazy
 
-    url, content = target.base_url + path, body and json.dumps(body).encode("ascii")
+    url = target.base_url + path
+    content = body and json.dumps(body).encode("ascii")
     status, _, reply = send(ctx, method, url, content, target.key)
     value = parse_json(reply) or {}
-    if 300 <= status < 400:
-        raise bad_reply(url, "answered with a redirect, which is not followed")
-    if status >= 400 or value.get("success", True) is not True:
+    if status >= 300 or value.get("success", True) is not True:
         raise backend_error(status, value, hint, target.key_source)
     if not isinstance(value.get(part), dict):
         raise bad_reply(url, f"did not answer with '{part}' in JSON")
@@ -1862,7 +1864,7 @@ def request_of(args):
     headers.setdefault("Accept", "*/*")
     method = args.X or ("GET" if body is None else "POST")
     if not re.match(r"[A-Za-z]{1,20}\Z", method):
-        raise refused(f"'{readable(method)[:80]}' is not a method.", "pass one like -X DELETE")
+        raise misfit(method, "a method", "pass one like -X DELETE")
     return method.upper(), path, headers, body
 
 
@@ -3585,7 +3587,7 @@ def main(argv=None):
     """With words of its own it returns the exit status; by itself it exits with that, so that the
     start of a zip file need not know."""
     words = sys.argv[1:] if argv is None else argv
-    ctx = Context(False, COMMANDS, OPTIONS)  # run() finds out about --json
+    ctx = Context(COMMANDS, OPTIONS)
     ctx.umask = os.umask(0o077)  # what is made here holds keys, codes and hashes
     try:
         status = status_of(ctx, words)
