@@ -157,8 +157,7 @@ def bug(error):
 # harmless().
 
 ASCII_FORM = str.maketrans({"✓": "[ok]", "✗": "[error]", "●": "*", "•": "*"})
-COLOURS = {  # of the mark that a line begins with
-    mark: f"\x1b[{number}m{mark}\x1b[0m" for mark, number in zip("✓✗●!", (32, 31, 36, 33))}
+COLOURS = {"✓": "32", "✗": "31", "●": "36", "!": "33"}  # by the mark that a line begins with
 
 
 class Context:
@@ -179,8 +178,6 @@ def timestamp(seconds):
 
 def harmless(text):
     """Makes visible what could steer a terminal: escapes, line breaks, bidirectional marks."""
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -203,7 +200,7 @@ def emit(stream, content):
     """Writes text, or bytes: as they are, but for a person as harmless text. Past the buffer, so
     that OSError comes up here, and only here."""
     if stream is None:  # the descriptor was closed before the program started
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        raise OSError(errno.EBADF, "it is closed")
     plain = not hasattr(stream, "buffer")  # an importer's own, as a StringIO
     if isinstance(content, bytes) and (plain or is_terminal(stream)):
         lines = content.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
@@ -224,7 +221,8 @@ def emit_lines(ctx, stream, lines, end="\n"):
     plain = "NO_COLOR" in ctx.env or ctx.env.get("TERM") == "dumb" or os.name == "nt"
     text = "".join(harmless(line) + end for line in lines)
     if is_terminal(stream) and not plain:
-        text = re.sub("(?m)^[✓✗●!]", lambda mark: COLOURS[mark.group()], text)
+        form = "\x1b[{}m{}\x1b[0m".format
+        text = re.sub("(?m)^[✓✗●!]", lambda mark: form(COLOURS[mark[0]], mark[0]), text)
     emit(stream, text)
 
 
