@@ -15,6 +15,7 @@ if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "saf
 
 import argparse
 import collections
+import contextlib
 import errno
 import itertools
 import os
@@ -98,12 +99,13 @@ class ScriptoError(Exception):
     parts = ()  # of the reply's body, for a person
 
     def __init__(self, code, message, next_action, http_status=None, headers=()):
-        self.message = masked(message)
-        super().__init__(self.message)
-        self.code, self.next_action, self.headers = code, next_action, list(headers)
-        status = self.http_status = http_status or ERRORS.get(code, (500,))[0]
+        super().__init__(masked(message))
+        self.code, self.message, self.next_action = code, masked(message), next_action
+        self.headers = list(headers)
+        usual, exit_status = ERRORS.get(code, (500, None))
+        self.http_status = status = http_status or usual
         by_http = 4 if status == 401 else 3 if status == 429 or status >= 500 else 1
-        self.exit_status = ERRORS.get(code, (0, by_http))[1]
+        self.exit_status = exit_status or by_http
 
     def envelope(self):
         error = {"code": self.code, "message": self.message, "nextAction": self.next_action}
@@ -119,21 +121,21 @@ class Unreachable(ScriptoError):
     given, that is no matter."""
 
 
-def refused(message, next_action, http_status=None):
+def invalid(message, next_action, http_status=None):
     """invalid-argument: say it differently."""
     return ScriptoError("invalid-argument", message, next_action, http_status)
 
 
-def blocked(message, next_action):
+def failed(message, next_action):
     """failed-precondition: this machine stands in the way."""
     return ScriptoError("failed-precondition", message, next_action)
 
 
-def lacking(error):
+def missing_module(error):
     """Some Pythons come without ssl, sqlite3 or, as Debian's python3-minimal, even json."""
     module = (error.name or str(error)).lstrip("_")
     hint = "install all of it (Debian, Ubuntu: apt-get install python3), or use another Python"
-    return blocked(f"This Python ({sys.executable}) has no module '{module}'.", hint)
+    return failed(f"This Python ({sys.executable}) has no module '{module}'.", hint)
 
 
 def bug(error):
@@ -141,13 +143,13 @@ def bug(error):
     which hold nothing from outside."""
     import traceback  # lazy
 
-    sqlite3, words = sys.modules.get("sqlite3"), getattr(error, "strerror", None) or ""
-    if sqlite3 and isinstance(error, sqlite3.Error):
-        words = str(error)
-    places, here = traceback.extract_tb(error.__traceback__), bug.__code__.co_filename
-    own = ", ".join(str(place.lineno) for place in places if place.filename == here)
-    where = f"{os.path.basename(places[-1].filename)}:{places[-1].lineno}"
-    return f"{type(error).__name__} {words} at {where}, by line {own}".replace("  ", " ")
+    words = [type(error).__name__, getattr(error, "strerror", None)]
+    if "sqlite3" in type(error).__module__:
+        words[1] = str(error)
+    places = traceback.extract_tb(error.__traceback__)
+    own = [str(place.lineno) for place in places if place.filename == bug.__code__.co_filename]
+    words += ["at", f"{os.path.basename(places[-1].filename)}:{places[-1].lineno}, by line"]
+    return " ".join(filter(None, words)) + " " + ", ".join(own)
 
 
 # ---- Terminal -------------------------
@@ -161,9 +163,11 @@ COLOURS = {"✓": "32", "✗": "31", "●": "36", "!": "33"}  # by the mark that
 class Context:
     """What a command may use of the world, passed along, so that nothing is global."""
 
-    def __init__(self, as_json, commands, options):
+    def __init__(self, commands, options):
         self.stdin, self.stdout, self.stderr = sys.stdin, sys.stdout, sys.stderr
-        self.env, self.as_json, self.warned = os.environ, as_json, set()
+        self.env = os.environ
+        self.as_json = False  # until run() has read the command line
+        self.warned = set()
         self.commands, self.options = commands, options  # the tables that the parser is made from
 
 
@@ -174,8 +178,6 @@ def timestamp(seconds):
 
 def harmless(text):
     """Makes visible what could steer a terminal: escapes, line breaks, bidirectional marks."""
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -189,21 +191,24 @@ def is_terminal(stream):
 
 def encoded(stream, text):
     try:
-        "✓✗●•".encode(stream.encoding)
+        return text.encode(stream.encoding)
     except UnicodeEncodeError:
-        text = text.translate(ASCII_FORM)
-    return text.encode(stream.encoding, "backslashreplace")
+        return text.translate(ASCII_FORM).encode(stream.encoding, "backslashreplace")
 
 
-def emit(stream, text):
-    """Writes text, or bytes as they are, past the buffer, so that OSError comes up here, and only
-    here."""
+def emit(stream, content):
+    """Writes text, or bytes: as they are, but for a person as harmless text. Past the buffer, so
+    that OSError comes up here, and only here."""
     if stream is None:  # the descriptor was closed before the program started
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    if not hasattr(stream, "buffer"):  # an importer's own, as a StringIO
-        stream.write(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        raise OSError(errno.EBADF, "it is closed")
+    plain = not hasattr(stream, "buffer")  # an importer's own, as a StringIO
+    if isinstance(content, bytes) and (plain or is_terminal(stream)):
+        lines = content.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
+        content = "\n".join(map(harmless, lines))
+    if plain:
+        stream.write(content)
         return
-    left = text if isinstance(text, bytes) else encoded(stream, text)
+    left = content if isinstance(content, bytes) else encoded(stream, content)
     raw = getattr(stream.buffer, "raw", stream.buffer)
     while left:
         written = raw.write(left)
@@ -212,22 +217,12 @@ def emit(stream, text):
         left = left[written or 0 :]
 
 
-def emit_parts(stream, parts):
-    """Bytes as they come; on a terminal as text, made harmless."""
-    for part in parts:
-        if is_terminal(stream):
-            lines = part.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
-            part = "\n".join(map(harmless, lines))
-        emit(stream, part)
-
-
 def emit_lines(ctx, stream, lines, end="\n"):
     plain = "NO_COLOR" in ctx.env or ctx.env.get("TERM") == "dumb" or os.name == "nt"
-    text = ""
-    for line in map(harmless, lines):
-        if line[:1] in COLOURS and is_terminal(stream) and not plain:
-            line = f"\x1b[{COLOURS[line[0]]}m{line[0]}\x1b[0m{line[1:]}"
-        text += line + end
+    text = "".join(harmless(line) + end for line in lines)
+    if is_terminal(stream) and not plain:
+        form = "\x1b[{}m{}\x1b[0m".format
+        text = re.sub("(?m)^[✓✗●!]", lambda mark: form(COLOURS[mark[0]], mark[0]), text)
     emit(stream, text)
 
 
@@ -241,9 +236,9 @@ def answer(ctx, stream, envelope, lines):
     except ImportError:
         if envelope["success"]:
             raise  # main() comes here once more, to say so
-        pairs = [f'"{name}": "' + re.sub(r"[^ !#-\[\]-~]", "?", text) + '"'
-                 for name, text in envelope["error"].items()]
-        text = '{"success": false, "error": {' + ", ".join(pairs) + "}}"
+        plain = {name: re.sub(r"[^ !#-&(-\[\]-~]", "?", text)
+                 for name, text in envelope["error"].items()}
+        text = f'{{"success": false, "error": {plain}}}'.replace("'", '"')
     emit(ctx.stdout, text + "\n")
 
 
@@ -263,10 +258,7 @@ def say(ctx, *lines, end="\n"):
 def progress(ctx, text):
     """One line at a terminal, which the next one takes the place of."""
     if is_terminal(ctx.stderr):
-        try:
-            emit(ctx.stderr, f"\r{text:50}\r")
-        except OSError:
-            pass
+        say(ctx, f"{text:50}", end="\r")
 
 
 def warn(ctx, text):
@@ -280,23 +272,25 @@ def show(ctx, data, lines):
     """Without lines the data are parts of a body. Returns the exit status. Raises
     failed-precondition on a full disk."""
     try:
-        if lines is None:
-            emit_parts(ctx.stdout, data)
-            return 0
-        answer(ctx, ctx.stdout, {"success": True, "data": data}, lines)
+        if lines is not None:
+            answer(ctx, ctx.stdout, {"success": True, "data": data}, lines)
+            return 0 if data.get("ok", True) else 1
+        for part in data:
+            emit(ctx.stdout, part)
+        return 0
     except BrokenPipeError:  # nobody reads on, which is main()'s business
         raise
     except OSError as error:
-        hint = "look at where standard output goes"
-        raise blocked(f"The answer cannot be written: {error}.", hint)
-    return 0 if data.get("ok", True) else 1
+        problem = f"The answer cannot be written: {error}."
+        raise failed(problem, "look at where standard output goes") from error
 
 
 def show_error(ctx, error):
     """Returns the exit status."""
     lines = ["✗ " + error.message, "  next: " + error.next_action]
     try:
-        emit_parts(ctx.stderr, [] if ctx.as_json else error.parts)
+        for part in () if ctx.as_json else error.parts:
+            emit(ctx.stderr, part)
         answer(ctx, ctx.stderr, error.envelope(), lines)
     except OSError:
         say(ctx, *lines)
@@ -306,11 +300,11 @@ def show_error(ctx, error):
 def read_line(ctx, prompt, secret=False):
     """One line of standard input, "" for none. A terminal is prompted, and shows no secret."""
     try:
-        if is_terminal(ctx.stdin) and secret:
-            import getpass  # lazy
-
-            return getpass.getpass(prompt)
         if is_terminal(ctx.stdin):
+            if secret:
+                import getpass  # lazy
+
+                return getpass.getpass(prompt)
             say(ctx, prompt, end="")
         line = getattr(ctx.stdin, "buffer", ctx.stdin).readline(64 << 10) if ctx.stdin else ""
     except (OSError, EOFError, UnicodeDecodeError):  # not for reading, gone, or no text
@@ -324,14 +318,13 @@ def confirm(ctx, args, question, command):
     if args.yes:
         return
     if not is_terminal(ctx.stdin):
-        raise refused("There is no terminal to ask at.", "add --yes to: scripto " + command)
-    if read_line(ctx, question + " [y/N] ").strip().lower() not in ("y", "yes"):
+        raise invalid("There is no terminal to ask at.", "add --yes to: scripto " + command)
+    if read_line(ctx, question + " [y/N] ").lower() not in ("y", "yes"):
         raise ScriptoError("cancelled", "Nothing was changed.", "answer y, or add --yes")
 
 
 def next_bytes(ctx):
-    """What has come on standard input, b"" at its end. Past the buffer: Python cannot end well
-    while a thread waits in there."""
+    """b"" at the end. Past the buffer: Python cannot end well while a thread waits in there."""
     return os.read(ctx.stdin.fileno(), 64 << 10) if ctx.stdin else b""
 
 
@@ -348,6 +341,10 @@ def readable(text):
         return text
 
 
+def misfit(text, what, hint):
+    return invalid(f"'{readable(text)[:200]}' is not {what}.", hint)
+
+
 def is_email(text):
     """The contract's rule, less what makes mail read one address as another (RFC 5322: comments,
     groups, quotes; RFC 2047: encoded words): whose code would it be?"""
@@ -360,16 +357,17 @@ def is_email(text):
 
 def check_email(text, command):
     text = readable(text or "")
+    if not text:
+        raise invalid("The email is missing.", NEXT_EMAIL + command)
     if not is_email(text):
-        problem = f"'{text[:EMAIL_LENGTH]}' is not an email address."
-        raise refused(problem if text else "The email is missing.", NEXT_EMAIL + command)
+        raise misfit(text, "an email address", NEXT_EMAIL + command)
     return text
 
 
 def check_code(text):
     """`123456`, `123 456` or `123-456`; the digits alone come back."""
     if not re.match(r"\s*[0-9](?:[ -]*[0-9]){5}\s*\Z", text or ""):
-        raise refused("The code must be six digits." if text else "The code is missing.", NEXT_CODE)
+        raise invalid("The code must be six digits." if text else "The code is missing.", NEXT_CODE)
     return re.sub("[^0-9]", "", text)
 
 
@@ -384,36 +382,33 @@ def check_key(ctx, text, source):
         text = read_line(ctx, "API key: ", True)
     if not is_key(text):
         rule = f"must start with '{KEY_PREFIX}' and hold no white space or control characters"
-        hint = f"pass --api-key {KEY_PREFIX}<your-key>, or --api-key - for standard input"
-        raise refused(f"The key from {source} {rule}.", hint)
+        hint = "pass --api-key <your-key>, or --api-key - for standard input"
+        raise invalid(f"The key from {source} {rule}.", hint)
     return text
 
 
 def check_profile_name(text):
     if text is not None and not re.match(r"[A-Za-z0-9._-]{1,64}\Z", text):
-        hint = "use 1 to 64 of: letters, digits, . _ -"
-        raise refused(f"'{readable(text)[:80]}' is not a profile name.", hint)
+        raise misfit(text, "a profile name", "use 1 to 64 of: letters, digits, . _ -")
 
 
 def check_key_name(text):
     text = readable(text)
     if len(text) > 100 or not text.isprintable():
-        raise refused("A key's name has at most 100 printable characters.", "pass another --name")
+        raise invalid("A key's name has at most 100 printable characters.", "pass another --name")
     return text
 
 
 def check_number(text, flag, most, least=0):
     if not re.match(r"[0-9]{1,9}\Z", text) or not least <= int(text) <= most:
-        problem = f"'{readable(text)}' is not a whole number from {least} to {most}."
-        raise refused(problem, "pass another " + flag)
+        raise misfit(text, f"a whole number from {least} to {most}", "pass another " + flag)
     return int(text)
 
 
 def timeout_of(ctx):
     text = ctx.env.get("SCRIPTO_TIMEOUT") or TIMEOUT_SECONDS
-    if not re.match(r"[0-9]{0,5}(\.[0-9]{1,9})?\Z", text) or not 0 < float(text) <= DAY:
-        problem = f"SCRIPTO_TIMEOUT is '{readable(text)}', not a number of seconds."
-        raise refused(problem, f"set it to a number from 1 to {DAY}, or unset it")
+    if not re.match(r"[0-9]{1,5}(\.[0-9]+)?\Z", text) or not float(text):
+        raise misfit(text, "a number of seconds (SCRIPTO_TIMEOUT)", "set it to one, or unset it")
     return float(text)
 
 
@@ -441,24 +436,26 @@ def origin_of(url):
     return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def check_base_url(ctx, text, source):
-    """Scheme and host in lower case, no trailing slash."""
-    form = r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?(/[!-~]*)?\Z"
+def without_password(url):
+    return re.sub(r"^(\w+://)?.*@", r"\1", url)
+
+
+def check_base_url(ctx, text, source, kind=invalid):
+    """Scheme and host in lower case, no trailing slash. Raises an error of that kind."""
+    form = r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?(/[!$-&(->A-\[\]-~]*)?\Z"
     match = re.match(form, text, re.IGNORECASE | re.ASCII)
     scheme, host, port, path = match.groups("") if match else ("", "", "", "")
-    bad = not match or set(path) & set("?#@\\\"'") or not 0 < int(port[1:] or 1) < 65536
+    bad = not match or not 0 < int(port[1:] or 1) < 65536
     if bad or (host[0] == "[" and not ipv6_bytes(host[1:-1])):
-        problem = f"'{readable(text)[:200]}' is not a base URL"
-        if "@" in text:  # what stands before it may be a password
-            problem = "a base URL holds no user and no password"
-        hint = "pass one like https://host[:port][/path] with --api-url"
-        raise refused(f"From {source}: {problem}.", hint)
+        shown = without_password(readable(text))[:200]
+        hint = "pass one like https://host[:port][/path], with no user in it, to --api-url"
+        raise kind(f"From {source}: '{shown}' is not a base URL.", hint)
     scheme, host = scheme.lower(), host.lower()
     trusted = is_loopback(host.strip("[]")) or ctx.env.get("SCRIPTO_ALLOW_HTTP") == "1"
     if scheme == "http" and not trusted:
         problem = f"plain http to {host} would show codes and keys to the network"
         hint = "use https, or set SCRIPTO_ALLOW_HTTP=1 if you trust that network"
-        raise refused(f"From {source}: {problem}.", hint)
+        raise kind(f"From {source}: {problem}.", hint)
     port = "" if port == (":443" if scheme == "https" else ":80") else port
     return f"{scheme}://{host}{port}" + path.rstrip("/")
 
@@ -467,17 +464,15 @@ def xdg_folder(ctx, variable, below_home, otherwise):
     """By the XDG specification a variable that is empty or relative is ignored."""
     if os.path.isabs(ctx.env.get(variable, "")):
         return ctx.env[variable]
-    home = ctx.env.get("HOME")
-    if os.name == "nt" and home and not os.path.splitdrive(home)[0]:  # Git Bash's /c/Users/you
-        home = ctx.env.get("USERPROFILE")
+    # On Windows HOME may be Git Bash's /c/Users/you.
+    home = ctx.env.get("USERPROFILE" if os.name == "nt" else "HOME", "~")
     try:
-        home = os.path.expanduser("~") if home is None else home
+        home = os.path.expanduser(home)
     except (KeyError, ImportError):  # before Python 3.8, for a user that is only a number
-        home = ""
+        pass
     if not os.path.isabs(home):
         hint = f"set {variable} to a folder of your own, or {otherwise}"
-        problem = "There is no home folder: HOME is not set."
-        raise Unreachable("failed-precondition", problem, hint)
+        raise Unreachable("failed-precondition", "There is no home folder.", hint)
     return os.path.join(home, below_home)
 
 
@@ -491,8 +486,7 @@ def check_path(text):
     """Its first slash may be left out: Git Bash makes something else of words that begin so."""
     path = "/" + text[text[:1] == "/" :]
     if not re.match(r"/(?!/|[^/?]*:)[!\"$-\[\]-~]*\Z", path):
-        problem = f"'{readable(text)[:200]}' is not a path at the backend."
-        raise refused(problem, "pass one like: scripto api api/keys")
+        raise misfit(text, "a path at the backend", "pass one like: scripto api api/keys")
     return path
 
 
@@ -501,7 +495,7 @@ def check_header(text):
     fixed = "(?!(authorization|host|content-length|transfer-encoding):)"
     if not re.match(fixed + r"[!#-'*+.^`|~\w-]+:[\t -~]*\Z", text, re.IGNORECASE | re.ASCII):
         hint = "pass -H 'Name: value', but not Authorization, Host or Content-Length"
-        raise refused("A header is malformed, or set already.", hint)
+        raise invalid("A header is malformed, or set already.", hint)
     name, _, value = text.partition(":")
     return name, value.strip()
 
@@ -880,8 +874,7 @@ def named_profile(ctx, name):
 
 
 def profile_in_force(ctx, named, needed):
-    """(name, profile). A file that cannot be come by is none, unless it is needed. Raises not-found
-    for a name without a profile, by whomever."""
+    """(name, profile), (None, {}) for none. A file that cannot be come by is an error if needed."""
     try:
         state = ProfileFile(ctx).read()
     except Unreachable:
@@ -892,48 +885,46 @@ def profile_in_force(ctx, named, needed):
     return name, {} if name is None else find_profile(state, name)
 
 
-def key_of(name, profile):
-    if not profile.get("apiKey"):
+def key_of(profile):
+    if not is_key(profile.get("apiKey")):
         raise ScriptoError("unauthenticated", "There is no API key.", NEXT_SIGN_IN)
-    if not is_key(profile["apiKey"]):
-        raise blocked(f"Profile '{name}' holds no Scripto key.", NEXT_SIGN_IN)
     return profile["apiKey"]
 
 
 def stored_url(ctx, name, profile):
-    try:
-        return check_base_url(ctx, url_of(profile), f"profile '{name}'")
-    except ScriptoError as error:  # the file's fault, not the user's
-        raise blocked(error.message, error.next_action)
+    """Raises failed-precondition: a wrong one is the file's fault, not the user's."""
+    return check_base_url(ctx, url_of(profile), f"profile '{name}'", failed)
 
 
 def resolve(ctx, args, with_key=True):
     """The Target, by the contract's order. Raises unauthenticated without a key that is needed,
     failed-precondition where a profile's key would go to another origin than its own."""
-    key = key_source = None
+    key = source = None
     if with_key:
-        key, key_source = given(ctx, check_key, "--api-key", args.api_key, "SCRIPTO_API_KEY")
-    base_url, url_source = given_url(ctx, args)
-    named, name, profile = args.profile, None, {}
-    if with_key or not base_url:  # otherwise it is a sign-in that needs no profile
+        key, source = given(ctx, check_key, "--api-key", args.api_key, "SCRIPTO_API_KEY")
+    url, url_source = given_url(ctx, args)
+    named = args.profile
+    if with_key or not url:  # otherwise it is a sign-in that needs no profile
         named = named_profile(ctx, named)
-    without = with_key and not key
-    if named is not None or without or not base_url:
-        name, profile = profile_in_force(ctx, named, named is not None or without)
-    if without:
-        key, key_source = key_of(name, profile), "profile"
-    elif named is not None and key:
-        warn(ctx, f"{key_source} overrides the key of profile '{name}'")
-    if without or (not base_url and (named is not None or "baseUrl" in profile)):
-        home = stored_url(ctx, name, profile)
-        if base_url and origin_of(home) != origin_of(base_url):
-            there = f"is not sent to {base_url} (from {url_source})"
-            hint = f"drop {url_source}, pass --api-key, or {NEXT_SIGN_IN}"
-            hint += flagged("--api-url", base_url)
-            raise blocked(f"The key of profile '{name}' belongs to {home} and {there}.", hint)
-        base_url, url_source = base_url or home, url_source or "profile"
-    base_url, url_source = base_url or default_url(ctx), url_source or "default"
-    return Target(base_url, url_source, key, key_source, name, profile)
+    stored = with_key and not key
+    chosen = named is not None
+    name, profile = None, {}
+    if stored or chosen or not url:
+        name, profile = profile_in_force(ctx, named, stored or chosen)
+    if stored:
+        key, source = key_of(profile), "profile"
+    elif key and chosen:
+        warn(ctx, f"{source} overrides the key of profile '{name}'")
+    if url and not stored:
+        return Target(url, url_source, key, source, name, profile)
+    home, home_source = default_url(ctx), "default"
+    if stored or chosen or "baseUrl" in profile:
+        home, home_source = stored_url(ctx, name, profile), "profile"
+    if url and origin_of(url) != origin_of(home):
+        problem = f"belongs to {home} and is not sent to {url} (from {url_source})"
+        hint = f"drop {url_source}, pass --api-key, or {NEXT_SIGN_IN}" + flagged("--api-url", url)
+        raise failed(f"The key of profile '{name}' {problem}.", hint)
+    return Target(url or home, url_source or home_source, key, source, name, profile)
 
 
 # ---- HTTP client ----------------------
@@ -943,10 +934,6 @@ def resolve(ctx, args, with_key=True):
 
 def bad_reply(url, what):
     return ScriptoError("invalid-response", f"{url} {what}.", NEXT_BACKEND)
-
-
-def without_password(proxy):
-    return re.sub(r"^(\w+://)?.*@", r"\1", proxy)
 
 
 def proxy_for(url):
@@ -960,7 +947,7 @@ def proxy_for(url):
     proxy = library.getproxies_environment().get(scheme)
     if proxy and not re.match(r"(?i)(http://)?([^@/]*@)?(\[[^]@/]+\]|[^:@/]+)(:\d+)?/?\Z", proxy):
         hint = f"set {scheme}_proxy to http://host:port, or name {host} in no_proxy"
-        raise blocked(f"The proxy {without_password(proxy)} cannot be used.", hint)
+        raise failed(f"The proxy {without_password(proxy)} cannot be used.", hint)
     return proxy
 
 
@@ -972,36 +959,33 @@ def checked_tls():
         return ssl.create_default_context()
     except OSError as error:
         hint = "check SSL_CERT_FILE, SSL_CERT_DIR and SSLKEYLOGFILE"
-        raise blocked(f"TLS cannot be set up: {error}.", hint)
+        raise failed(f"TLS cannot be set up: {error}.", hint) from error
 
 
-def opener_for(url):
-    """Certificates checked, no redirects, no other schemes."""
+def connect(method, url, headers, body, seconds):
+    """The open reply: certificates checked, no redirect followed. After a reset a GET is tried once
+    more; of others, one may have been heard."""
     import urllib.request as library  # lazy
 
-    scheme, proxy = origin_of(url)[0], proxy_for(url)
+    scheme = origin_of(url)[0]
+    proxy = proxy_for(url)
     opener = library.OpenerDirector()
     opener.add_handler(library.ProxyHandler({scheme: proxy} if proxy else {}))
     opener.add_handler(library.HTTPHandler())
     if scheme == "https":
         tls = checked_tls()  # first: without ssl there is no HTTPSHandler either
         opener.add_handler(library.HTTPSHandler(context=tls))
-    return opener
-
-
-def connect(method, url, headers, body, seconds, again):
-    """The reply; again: after a reset, by a new request, since opening one changes it."""
-    import urllib.request  # lazy
-
-    request = urllib.request.Request(url, body, headers, method=method)
-    try:
-        return opener_for(url).open(request, timeout=seconds)
-    except OSError as error:
-        reason = getattr(error, "reason", None)  # urllib wraps what happens before the reply
-        error = reason if isinstance(reason, Exception) else error
-        if not (again and isinstance(error, ConnectionResetError)):
-            raise error
-    return connect(method, url, headers, body, seconds, False)
+    again = method == "GET"
+    while True:
+        request = library.Request(url, body, headers, method=method)  # which opening it changes
+        try:
+            return opener.open(request, timeout=seconds)
+        except OSError as error:
+            reason = getattr(error, "reason", None)  # urllib wraps what happens before the reply
+            error = reason if isinstance(reason, Exception) else error
+            if not (again and isinstance(error, ConnectionResetError)):
+                raise error
+        again = False
 
 
 def within(seconds, work, *values, meanwhile=None):
@@ -1011,146 +995,112 @@ def within(seconds, work, *values, meanwhile=None):
     import socket  # lazy
     import threading
 
-    outcome, give_up = [(None, socket.timeout())], time.monotonic() + seconds
+    results, errors, give_up = [], [socket.timeout()], time.monotonic() + seconds
 
     def run():
         try:
-            outcome[0] = work(*values), None
+            results.append(work(*values))
         except Exception as error:  # whatever it is, it is raised below
-            outcome[0] = None, error
+            errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     try:
         thread.start()
-    except RuntimeError:
-        raise blocked("No thread can be started.", "allow this user more processes (ulimit -u)")
+    except RuntimeError as error:
+        raise failed("No thread can be started.", "allow more processes (ulimit -u)") from error
     while meanwhile and thread.is_alive() and time.monotonic() < give_up:
         meanwhile(give_up - time.monotonic())
         thread.join(0.2)
     thread.join(max(give_up - time.monotonic(), 0))
-    result, error = outcome[0]
-    if error:
-        raise error
-    return result
+    if results:
+        return results[0]
+    raise errors[-1]
 
 
-def network_errors():
-    """What connect() and reading a reply raise if the network, or who is there, is at fault."""
+@contextlib.contextmanager
+def at_risk(ctx, url, began=False):
+    """What the network, or who is there, does wrong in here is network-error or invalid-response.
+    began: in the midst of the reply."""
     import http.client  # lazy
+    import socket
 
-    return OSError, http.client.HTTPException, ValueError
-
-
-def open_reply(ctx, method, url, headers=None, body=None, key=None):
-    """The reply to a request (with a bearer key, RFC 6750), for parts_of(). SCRIPTO_TIMEOUT bounds
-    this, and then each read. Raises network-error or invalid-response."""
-    usual = {"User-Agent": "scripto/" + __version__, "Accept": "application/json"}
-    headers = dict(usual, **headers or {})
-    if key is not None:
-        headers["Authorization"] = "Bearer " + key
-    seconds, again = timeout_of(ctx), method == "GET"  # of others, one may have been heard
     try:
-        return within(seconds, connect, method, url, headers, body, seconds, again)
-    except network_errors() as error:
-        raise network_trouble(ctx, url, error)
-
-
-def parts_of(ctx, url, reply, most=float("inf")):
-    """The body as it arrives, no more bytes than that. Raises network-error, or invalid-response
-    where it breaks off."""
-    left, total = reply.length, 0  # None: it comes in chunks, or until the connection ends
-    with reply:
-        while left is None or left > 0:
-            try:
-                part = reply.read1(64 << 10 if left is None else min(left, 64 << 10))
-            except network_errors() as error:
-                raise network_trouble(ctx, url, error, began=True)
-            if not part:
-                break
-            left, total = left and left - len(part), total + len(part)
-            if total > most:
-                raise bad_reply(url, f"sent more than {most} bytes")
-            yield part
-    if left:
-        raise bad_reply(url, "broke off its reply")
-
-
-def send(ctx, method, url, body=None, key=None):
-    """(status, headers, body as bytes), for an object as JSON and a bearer key. Raises as the two
-    above; SCRIPTO_TIMEOUT bounds all of it."""
-    import json  # lazy
-
-    give_up, headers = time.monotonic() + timeout_of(ctx), {}
-    if body is not None:
-        headers["Content-Type"] = "application/json"
-        body = json.dumps(body).encode("ascii")
-    reply = open_reply(ctx, method, url, headers, body, key)
-    try:
-        parts = parts_of(ctx, url, reply, REPLY_BYTES)
-        content = within(give_up - time.monotonic(), b"".join, parts)
-    except network_errors() as error:
-        raise network_trouble(ctx, url, error, began=True)
-    return reply.status, reply.headers, content
-
-
-def network_trouble(ctx, url, error, began=False):
-    """What went wrong on the way; began: in the midst of the reply."""
-    import socket  # lazy
-
-    proxied, ssl = proxy_for(url), sys.modules.get("ssl")
-    where = "%s:%d" % origin_of(url)[1:] + (" (through a proxy)" if proxied else "")
-    why = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error)
+        yield
+        return
+    except (OSError, http.client.HTTPException, ValueError) as caught:
+        error = caught
+    where = "%s:%d" % origin_of(url)[1:] + " (through a proxy)" * bool(proxy_for(url))
+    why = getattr(error, "strerror", None) or error
+    ssl = sys.modules.get("ssl")
     hint = "check that it runs there, the network, any proxy and the base URL (--api-url)"
     if ssl and isinstance(error, (ssl.SSLError, ssl.CertificateError)):
         text = f"TLS with {where} failed: {why}."
         hint = "check the URL; install ca-certificates, or set SSL_CERT_FILE to who signed theirs"
     elif isinstance(error, socket.timeout):
-        seconds, late = timeout_of(ctx), "finish its reply" if began else "answer"
+        seconds = timeout_of(ctx)
+        late = "finish its reply" if began else "answer"
         text = f"{where} did not {late} within {seconds:g} seconds."
         hint = f"try again, or allow more time: SCRIPTO_TIMEOUT={seconds * 2:g}"
-    elif isinstance(error, (OSError, UnicodeError)) or (proxied and not began):
+    elif isinstance(error, (OSError, UnicodeError)):
         text = f"{where} {'broke off its reply' if began else 'cannot be reached'}: {why}."
     else:
-        return bad_reply(url, "broke off its reply" if began else "sent what is not HTTP")
-    return ScriptoError("network-error", text, hint)
+        raise bad_reply(url, "broke off its reply" if began else "sent what is not HTTP") from error
+    raise ScriptoError("network-error", text, hint) from error
+
+
+def open_reply(ctx, method, url, headers=(), body=None, key=None):
+    """The reply to a request, with a bearer key (RFC 6750), for parts_of(). SCRIPTO_TIMEOUT bounds
+    this, and then each read. Raises as at_risk()."""
+    all_headers = {"User-Agent": "scripto/" + __version__, "Accept": "application/json"}
+    if body is not None:
+        all_headers["Content-Type"] = "application/json"
+    all_headers.update(headers)
+    if key is not None:
+        all_headers["Authorization"] = "Bearer " + key
+    seconds = timeout_of(ctx)
+    with at_risk(ctx, url):
+        return within(seconds, connect, method, url, all_headers, body, seconds)
+
+
+def parts_of(ctx, url, reply, most=float("inf")):
+    """The body as it arrives, no more bytes than that. Raises as at_risk()."""
+    left = endless = float("inf")  # it comes in chunks, or until the connection ends
+    if reply.length is not None:
+        left = reply.length
+    with reply:
+        while left > 0:
+            with at_risk(ctx, url, began=True):
+                part = reply.read1(min(left, 64 << 10))
+            if not part:
+                break
+            left -= len(part)
+            most -= len(part)
+            if most < 0:
+                raise bad_reply(url, "sent too large a reply")
+            yield part
+    if 0 < left < endless:
+        raise bad_reply(url, "broke off its reply")
+
+
+def send(ctx, method, url, content=None, key=None):
+    """(status, headers, body as bytes). SCRIPTO_TIMEOUT bounds all of it. Raises as at_risk()."""
+    give_up = time.monotonic() + timeout_of(ctx)
+    reply = open_reply(ctx, method, url, (), content, key)
+    with at_risk(ctx, url, began=True):
+        parts = parts_of(ctx, url, reply, REPLY_BYTES)
+        return reply.status, reply.headers, within(give_up - time.monotonic(), b"".join, parts)
 
 
 def parse_json(content):
-    """The JSON object, None for anything else. As floats, long numbers cost no time."""
+    """The JSON object, {} for another value, None for what is no JSON (RFC 8259: UTF-8, no NaN). As
+    floats, long numbers cost no time."""
     import json  # lazy
 
     try:
-        value = json.loads(content.decode("utf-8"), parse_int=float)
+        value = json.loads(content.decode("utf-8"), parse_int=float, parse_constant=int)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
-
-
-def is_json(content):
-    """RFC 8259: UTF-8, and no NaN."""
-    import json  # lazy
-
-    try:
-        json.loads(content.decode("utf-8"), parse_int=float, parse_constant=int)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def call(ctx, target, method, path, part, body=None, hint=None):
-    """That part of a success, an object. The hint is for an invalid-argument without one."""
-    url = target.base_url + path
-    status, _, content = send(ctx, method, url, body, target.key)
-    value = parse_json(content)
-    if 300 <= status < 400:
-        raise bad_reply(url, "answered with a redirect, which is not followed")
-    if value is None and status < 500 and status not in (401, 429):
-        raise bad_reply(url, "did not answer in the contract's JSON")
-    if status >= 300 or value.get("success", True) is not True:
-        raise backend_error(status, value or {}, hint, target.key_source)
-    if not isinstance(value.get(part), dict):
-        raise bad_reply(url, f"left '{part}' out of its answer")
-    return value[part]
+    return value if isinstance(value, dict) else {}
 
 
 def next_for_key(source):
@@ -1164,17 +1114,36 @@ def backend_error(status, value, hint, key_source=None):
     """Word for word, gaps filled by the status."""
     by_status = {401: "unauthenticated", 403: "permission-denied", 404: "not-found",
                  429: "resource-exhausted"}
+    other = "invalid-response" if status < 400 else "invalid-argument"  # redirects, for one
     error = value["error"] if isinstance(value.get("error"), dict) else {}
-    code = by_status.get(status, "internal" if status >= 500 else "invalid-argument")
-    code = masked(text_of(error, "code")) or ("invalid-response" if status < 300 else code)
+    code = by_status.get(status, "internal" if status >= 500 else other)
+    code = masked(text_of(error, "code")) or code
     refusal = "The backend refused the key." if code == "unauthenticated" else ""
     message = text_of(error, "message") or refusal or f"The backend answered HTTP {status}."
     usual = {"unauthenticated": next_for_key(key_source), "internal": NEXT_RETRY,
-             "resource-exhausted": NEXT_RETRY, "invalid-argument": hint}
+             "resource-exhausted": NEXT_RETRY, "invalid-argument": hint,
+             "invalid-response": NEXT_BACKEND}
     next_action = masked(text_of(error, "nextAction"))
     if not next_action or next_action == NEXT_SIGN_IN:
         next_action = usual.get(code) or next_action or NEXT_DOCTOR
     return ScriptoError(code, message, next_action, status)
+
+
+def call(ctx, target, method, path, part, body=None, hint=None):
+    """That part of a success, an object. The hint is for an invalid-argument without one."""
+    import json  # lazy
+
+    url = target.base_url + path
+    content = body and json.dumps(body).encode("ascii")
+    status, _, reply = send(ctx, method, url, content, target.key)
+    value = parse_json(reply)
+    if value is None and status < 500 and status not in (401, 429):  # a redirect, for one
+        raise bad_reply(url, f"answered HTTP {status}, and not in the contract's JSON")
+    if status >= 300 or value.get("success", True) is not True:
+        raise backend_error(status, value or {}, hint, target.key_source)
+    if not isinstance(value.get(part), dict):
+        raise bad_reply(url, f"did not answer with '{part}' in JSON")
+    return value[part]
 
 
 # ---- Mailbox --------------------------
@@ -1257,7 +1226,7 @@ def watch_input(ctx, place, email):
         yield {"standard input": text.decode("utf-8", "replace")}
         more = next_bytes(ctx)
         text = (text + more)[-MAIL_BYTES:]
-    raise refused("Standard input ended, and no code in it is right.", NEXT_SOURCE)
+    raise invalid("Standard input ended, and no code in it is right.", NEXT_SOURCE)
 
 
 def end_command(process):
@@ -1336,7 +1305,7 @@ def log_in(ctx, box, user, host):
     except (OSError, TypeError, ValueError, netrc.NetrcParseError):
         pass  # there is none, or others can read it
     if not token and not password:
-        raise refused(f"There is no password for {readable(user)} at {host}.", NEXT_PASSWORD)
+        raise invalid(f"There is no password for {readable(user)} at {host}.", NEXT_PASSWORD)
     kind, reply = "PLAIN", f"\0{user}\0{password}"
     if token:
         kind, reply = "XOAUTH2", f"user={user}\1auth=Bearer {token}\1\1"
@@ -1347,7 +1316,7 @@ def log_in(ctx, box, user, host):
             box.login(user, password)
     except box.error as error:
         words = words_of(error, token or password)
-        raise blocked(f"{host} refused the log-in: {words}", NEXT_PASSWORD)
+        raise failed(f"{host} refused the log-in: {words}", NEXT_PASSWORD)
 
 
 def open_imap(ctx, url):
@@ -1359,7 +1328,7 @@ def open_imap(ctx, url):
     match = re.match(form, url, re.IGNORECASE | re.ASCII)
     if not match or not re.match(r"[ -~]*\Z", unquote(match.group(5) or "")):
         problem = "An IMAP mailbox has a user, a host and a folder in ASCII here, and no password."
-        raise refused(problem, NEXT_SOURCE)
+        raise invalid(problem, NEXT_SOURCE)
     secure, user, host, port, folder = map(unquote, match.groups(""))
     host = host.strip("[]")
     folder = '"' + re.sub(r'(["\\])', r"\\\1", folder or "INBOX") + '"'
@@ -1374,7 +1343,7 @@ def open_imap(ctx, url):
     status, reply = box.status(folder, "(UIDNEXT UIDVALIDITY)")
     if status != "OK" or box.select(folder, readonly=True)[0] != "OK":
         problem = f"{host} does not open that folder: {words_of(box.error(reply[-1]))}"
-        raise refused(problem, "pass another /FOLDER in --code-from")
+        raise invalid(problem, "pass another /FOLDER in --code-from")
     numbers = dict(re.findall(rb"(UID[A-Z]+) ([0-9]+)", reply[-1].rpartition(b"(")[2]))
     return box, numbers[b"UIDVALIDITY"], int(numbers[b"UIDNEXT"])
 
@@ -1427,7 +1396,7 @@ def codes_in(ctx, text, email, looked):
     what was found is to that email, by its name."""
     kind, _, place = text.partition(":")
     if kind not in SOURCES or bool(place) == (kind == "-"):
-        raise refused("There is no such source of codes.", NEXT_SOURCE)
+        raise invalid("There is no such source of codes.", NEXT_SOURCE)
     local = kind in ("-", "maildir", "mbox")
     place = os.path.expanduser(place) if local else place if kind == "cmd" else text
     source, tried = SOURCES[kind](ctx, place, email), set()
@@ -1480,7 +1449,7 @@ def codes_from(ctx, text, email, seconds, then):
         raise ScriptoError("network-error", problem, then)
     except (OSError, ScriptoError) as error:
         if isinstance(error, OSError):
-            wrong = blocked if opened else refused
+            wrong = failed if opened else invalid
             error = wrong(f"The mailbox cannot be read: {error.strerror}.", NEXT_SOURCE)
         error.next_action = then if opened else error.next_action
         raise error
@@ -1547,7 +1516,7 @@ def keep_key(file, args, identity, base_url):
             if profile.get("apiKey") == key:
                 return name  # all was done but for the last flush
         flags = flags_of(args, "--profile-name") + flagged("--api-url", base_url)
-        raise blocked(f"Signed in, but the key could not be stored. {error}",
+        raise failed(f"Signed in, but the key could not be stored. {error}",
                       f"store it with: scripto config set{flagged('--api-key', key)}{flags}")
 
 
@@ -1622,7 +1591,7 @@ def cmd_login(ctx, args):
     else:
         first = "scripto auth login-request" + flags_of(args, "--email", "--api-url", "--profile")
         hint = f"pass --code-from, or in two steps: {first}; then: {then}"
-        raise refused("There is no terminal to ask for the code at.", hint)
+        raise invalid("There is no terminal to ask for the code at.", hint)
     next(codes)  # what is wrong with a mailbox costs no code
     request_code(ctx, target, args.email, "login")
     say(ctx, f"Sign-in code sent to {args.email}. If this is cut off, go on with:", "  " + then)
@@ -1714,7 +1683,7 @@ def revoke(ctx, target, keys):
 def revoke_stored(ctx, name, profile):
     """That profile's key at its own backend, whatever the environment says. Returns what became
     of it; one that is refused there is revoked already."""
-    url, key = stored_url(ctx, name, profile), key_of(name, profile)
+    url, key = stored_url(ctx, name, profile), key_of(profile)
     target = Target(url, "profile", key, "profile", name, profile)
     try:
         revoke(ctx, target, [each for each in keys_of(ctx, target) if each["current"]])
@@ -1846,7 +1815,7 @@ def cmd_run(ctx, args):
         os.execvpe(args.command[0], args.command, env)
     except OSError as error:
         text = f"'{readable(args.command[0])}' cannot be run: {error}."
-        raise refused(text, "look at the command behind --")
+        raise invalid(text, "look at the command behind --")
 
 
 def read_body(text):
@@ -1857,9 +1826,9 @@ def read_body(text):
             with open(text[1:] or 0, "rb") as file:  # 0: standard input
                 content = file.read()
         except OSError as error:
-            raise refused(f"The body cannot be read: {error}.", "pass another file with -d")
-    if not is_json(content):
-        raise refused("What -d gives is not JSON.", "pass JSON, @FILE, or - for standard input")
+            raise invalid(f"The body cannot be read: {error}.", "pass another file with -d")
+    if parse_json(content) is None:
+        raise invalid("What -d gives is not JSON.", "pass JSON, @FILE, or - for standard input")
     return content
 
 
@@ -1883,11 +1852,9 @@ def request_of(args):
     for name, value in map(check_header, args.H or ()):  # given again, it is a list (RFC 9110, 5.3)
         headers[name] = headers[name] + ", " + value if name in headers else value
     headers.setdefault("Accept", "*/*")
-    if body is not None:
-        headers.setdefault("Content-Type", "application/json")
     method = args.X or ("GET" if body is None else "POST")
     if not re.match(r"[A-Za-z]{1,20}\Z", method):
-        raise refused(f"'{readable(method)[:80]}' is not a method.", "pass one like -X DELETE")
+        raise misfit(method, "a method", "pass one like -X DELETE")
     return method.upper(), path, headers, body
 
 
@@ -1911,7 +1878,7 @@ def cmd_api(ctx, args):
             error = backend_error(reply.status, parse_json(content) or {}, None, target.key_source)
         error.parts = head + [content.rstrip() + b"\n"] * bool(content)
         raise error
-    if content and not is_json(content):
+    if content and parse_json(content) is None:
         raise bad_reply(url, "did not answer in JSON")
     # In one line: within JSON's strings there are no line breaks.
     line = b" ".join(content.splitlines()) or b"null"
@@ -2113,7 +2080,7 @@ def delivery_for(ctx, how, bound_to, sender):
     except ValueError:
         pass  # a bad port, or half a bracket
     forms = "maildir:DIR, smtp://[user@]host[:port], smtps://..., console (on loopback only)"
-    raise refused(f"Mail cannot go by '{kind}' from {bound_to}.", "pass --mail with: " + forms)
+    raise invalid(f"Mail cannot go by '{kind}' from {bound_to}.", "pass --mail with: " + forms)
 
 
 def deliver_to_maildir(folder, message):
@@ -2161,7 +2128,7 @@ def hand_over(smtp, sender, message, to):
     except (smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError) as error:
         if getattr(error, "recipients", {}).get(to, (550,))[0] < 500:  # greylisting, say
             raise
-        raise refused("The mail server takes no mail there.", NEXT_EMAIL + "login-request")
+        raise invalid("The mail server takes no mail there.", NEXT_EMAIL + "login-request")
 
 
 def deliver_by_smtp(ctx, url, sender, message, to):
@@ -2290,7 +2257,7 @@ class Store:
             raise self.trouble(f"cannot be used: {error}", hint)
 
     def trouble(self, what, hint):
-        return blocked(f"The database {self.path} {what}.", hint)
+        return failed(f"The database {self.path} {what}.", hint)
 
     def connect(self, seconds, synchronous):
         import sqlite3  # lazy
@@ -2449,7 +2416,7 @@ class Store:
             if live:
                 self.run("UPDATE live SET attempts = attempts - 1 WHERE email = ?", email)
                 self.add_event("wrong", email, address)
-            raise refused("The code is wrong or has expired.", NEXT_CODE)
+            raise invalid("The code is wrong or has expired.", NEXT_CODE)
         self.run("DELETE FROM live WHERE email = ?", email)
         key = KEY_PREFIX + secrets.token_urlsafe(32)
         user_id, key_id = "user_" + secrets.token_hex(12), "key_" + secrets.token_hex(12)
@@ -2556,7 +2523,7 @@ class Backend:
             self.count(client)
         fields = parse_json(request.body)
         if fields is None:
-            raise refused("The body is not a JSON object in UTF-8.", NEXT_EMAIL + command)
+            raise invalid("The body is not a JSON object in UTF-8.", NEXT_EMAIL + command)
         email = check_email(text_of(fields, "email"), command).lower()
         if not self.allows(email):
             hint = f"ask the operator of {self.public_url} to allow it, or use another email"
@@ -2860,30 +2827,30 @@ class RequestHandler:
         if not head:
             return None
         if len(head) > HEAD_BYTES:
-            raise refused(f"The header is larger than {HEAD_BYTES} bytes.", NEXT_GUIDE, 431)
+            raise invalid(f"The header is larger than {HEAD_BYTES} bytes.", NEXT_GUIDE, 431)
         first, _, rest = head.partition(b"\n")
         words = re.match(rb"([!-~]+) ([!-~]+) HTTP/1\.([01])\r?\Z", first)
         if not words or line not in (b"\r\n", b"\n") or re.search(rb"\r(?!\n)|\0", head):
-            raise refused("The request is not valid HTTP/1.1.", NEXT_GUIDE)
+            raise invalid("The request is not valid HTTP/1.1.", NEXT_GUIDE)
         self.method, target, minor = (word.decode() for word in words.groups())
         self.path = re.sub("(?i)^https?://[^/?]*", "", target).partition("?")[0]
         self.persistent = minor == "1"
         try:
             self.headers = http.client.parse_headers(io.BytesIO(rest))
         except http.client.HTTPException:
-            raise refused("The header has too many fields.", NEXT_GUIDE, 431)
+            raise invalid("The header has too many fields.", NEXT_GUIDE, 431)
         return self.check_head()
 
     def check_head(self):
         lengths = self.headers.get_all("Content-Length", ["0"])
         hosts = len(self.headers.get_all("Host", []))
         if "Transfer-Encoding" in self.headers:
-            raise refused("A body has to come with its length, not in chunks.", NEXT_GUIDE, 501)
+            raise invalid("A body has to come with its length, not in chunks.", NEXT_GUIDE, 501)
         plain = len(lengths) == 1 and re.match(r"[0-9]{1,9}\Z", lengths[0])
         if self.headers.defects or not plain or hosts > 1 or (self.persistent and not hosts):
-            raise refused("The header is malformed.", NEXT_GUIDE)
+            raise invalid("The header is malformed.", NEXT_GUIDE)
         if int(lengths[0]) > BODY_BYTES:
-            raise refused(f"The body is larger than {BODY_BYTES} bytes.", NEXT_GUIDE, 413)
+            raise invalid(f"The body is larger than {BODY_BYTES} bytes.", NEXT_GUIDE, 413)
         if self.headers.get("Expect", "").lower() == "100-continue":
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return int(lengths[0])
@@ -2943,7 +2910,7 @@ def make_server(host, port):
         return Server((host, port), Handler)
     except (OSError, UnicodeError) as error:
         hint = "pass another --host or --port; --port 0 takes a free one"
-        raise blocked(f"Cannot listen at {host}, port {port}: {error}.", hint)
+        raise failed(f"Cannot listen at {host}, port {port}: {error}.", hint)
 
 
 # ---- Operator -------------------------
@@ -2960,7 +2927,7 @@ def tls_context(args):
         context.load_cert_chain(args.tls_cert or "", args.tls_key or "")
     except (OSError, ValueError) as error:
         hint = "pass both --tls-cert and --tls-key: PEM files that belong together"
-        raise refused(f"The certificate cannot be used: {error}.", hint)
+        raise invalid(f"The certificate cannot be used: {error}.", hint)
     return context
 
 
@@ -2976,7 +2943,7 @@ def backend_for(ctx, args, host):
     for flag, text in addresses + [("--allow", re.sub("^@", "x@", rule)) for rule in rules]:
         pattern = flag == "--allow" and "*" in text  # which would match nobody
         if text is not None and (pattern or not is_email(text)):
-            raise refused(f"'{readable(text)[:80]}' is no address.", f"pass another {flag}")
+            raise invalid(f"'{readable(text)[:80]}' is no address.", f"pass another {flag}")
     deliver = delivery_for(ctx, args.mail or "console", host, sender)
     return Backend(ctx, deliver, sender, rules, rate_limit)
 
@@ -3019,7 +2986,7 @@ def start_command(ctx, args, url):
         return subprocess.Popen(args.command, env=env, start_new_session=not is_terminal(ctx.stdin))
     except (OSError, ValueError) as error:
         problem = f"'{readable(args.command[0])}' cannot be run: {error}."
-        raise refused(problem, "look at the command behind --")
+        raise invalid(problem, "look at the command behind --")
     finally:
         os.umask(own)
 
@@ -3105,7 +3072,7 @@ def cmd_serve(ctx, args):
     try:
         folder = tempfile.TemporaryDirectory(prefix="scripto-serve-")
     except OSError as error:
-        raise blocked(f"There is no place for temporary files: {error}.", "set TMPDIR to one")
+        raise failed(f"There is no place for temporary files: {error}.", "set TMPDIR to one")
     with folder as path:
         args.port, args.db = args.port or "0", args.db or os.path.join(path, "scripto.db")
         args.mail = args.mail or "maildir:" + os.path.join(path, "mail")
@@ -3142,12 +3109,12 @@ def demo_needs():
 
     program = os.path.abspath(globals().get("__file__", "scripto.py"))
     if not os.path.isfile(program):  # but standard input, or inside a zip file
-        raise blocked("The demo runs this program's file, and there is none.",
+        raise failed("The demo runs this program's file, and there is none.",
                       "save it as scripto.py, and run: python3 scripto.py demo")
     try:
         return program, tempfile.TemporaryDirectory(prefix="scripto-demo-")
     except OSError as error:
-        raise blocked(f"There is no place for temporary files: {error}.", "set TMPDIR to one")
+        raise failed(f"There is no place for temporary files: {error}.", "set TMPDIR to one")
 
 
 def demo_step(start, words):
@@ -3192,7 +3159,7 @@ def cmd_demo(ctx, args):
                     break
             else:
                 text = "The demo's backend does not start: " + " ".join(said)
-                raise blocked(text, NEXT_DOCTOR)
+                raise failed(text, NEXT_DOCTOR)
             env["SCRIPTO_API_BASE_URL"] = said[-1]
             steps = list(demo_steps(start, os.path.join(folder, "mail", "new")))
         finally:
@@ -3224,7 +3191,7 @@ class Findings(dict):
         try:
             return examine(*values)
         except (ScriptoError, ImportError) as error:
-            error = lacking(error) if isinstance(error, ImportError) else error
+            error = missing_module(error) if isinstance(error, ImportError) else error
             new = error.code == "unauthenticated"  # nobody has signed in yet
             self.add(name, error.message, error.next_action, "warning" if new else bad)
 
@@ -3258,7 +3225,7 @@ def examine_tls(found):
     known = checked_tls().cert_store_stats()["x509_ca"]
     if not known and not (folder and os.access(folder, os.R_OK) and os.listdir(folder)):
         hint = "install ca-certificates, or set SSL_CERT_FILE to a file of certificates"
-        raise blocked("No certificate authority is known here.", hint)
+        raise failed("No certificate authority is known here.", hint)
     found.add("tls", ssl.OPENSSL_VERSION)
 
 
@@ -3520,7 +3487,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, whose errors take the one way out."""
 
     def error(self, message):
-        raise refused(message[:1].upper() + message[1:] + ".", f"see: {self.prog} --help")
+        raise invalid(message[:1].upper() + message[1:] + ".", f"see: {self.prog} --help")
 
 
 def parser_for(name):
@@ -3565,7 +3532,7 @@ def unknown(kind, word, known, hint):
             hint = "did you mean: " + known[alike]
     except ImportError:  # in a minimal Python: then without a suggestion
         pass
-    return refused(f"Unknown {'flag' if word.startswith('-') else kind} '{word}'.", hint)
+    return invalid(f"Unknown {'flag' if word.startswith('-') else kind} '{word}'.", hint)
 
 
 def find_command(words):
@@ -3586,7 +3553,7 @@ def find_command(words):
 def missing(name, word):
     value = f"{word} <your-{OPTIONS[word][0].lower()}>" if word.startswith("-") else f"<{word}>"
     hint = NEXT_CODE if word == "--code" else f"Pass {value} to: scripto {name}"
-    return refused(f"The {word.strip('-') or 'command'} is missing.", hint)
+    return invalid(f"The {word.strip('-') or 'command'} is missing.", hint)
 
 
 def check_program(word):
@@ -3595,7 +3562,7 @@ def check_program(word):
 
     if not shutil.which(word):
         problem = f"'{readable(word)}' cannot be run: there is no such program."
-        raise refused(problem, "look at the command behind --")
+        raise invalid(problem, "look at the command behind --")
 
 
 def parse(name, words, behind):
@@ -3646,7 +3613,7 @@ def status_of(ctx, words):
     except ScriptoError as error:
         return show_error(ctx, error)
     except ImportError as error:
-        return show_error(ctx, lacking(error))
+        return show_error(ctx, missing_module(error))
     except KeyboardInterrupt:
         if is_terminal(ctx.stderr):
             say(ctx, "")  # what was typed stands on the line
@@ -3660,7 +3627,7 @@ def main(argv=None):
     """With words of its own it returns the exit status; by itself it exits with that, so that the
     start of a zip file need not know."""
     words = sys.argv[1:] if argv is None else argv
-    ctx = Context(False, COMMANDS, OPTIONS)  # run() finds out about --json
+    ctx = Context(COMMANDS, OPTIONS)
     ctx.umask = os.umask(0o077)  # what is made here holds keys, codes and hashes
     try:
         status = status_of(ctx, words)

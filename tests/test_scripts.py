@@ -91,6 +91,14 @@ def test_api_sets_headers(at):
     assert request.count(b"accept:") == 1 and b"\r\naccept: text/csv\r\n" in request
 
 
+def test_a_header_that_is_given_wins_over_the_usual_one(at):
+    api, server = at(http_reply({}))
+    assert api("a", "-d", "{}", "-H", "content-type: application/x-own").status == 0
+    request = server.requests[0].lower()
+    assert request.count(b"content-type:") == 1
+    assert b"\r\ncontent-type: application/x-own\r\n" in request
+
+
 BAD = {
     "no path": [], "a URL": ["https://elsewhere.example/"], "a URL of another sort": ["ftp:x"],
     "another host": ["//elsewhere.example/"], "what Git Bash makes of it": ["C:/Git/api/keys"],
