@@ -15,6 +15,7 @@ if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "saf
 
 import argparse
 import collections
+import contextlib
 import errno
 import itertools
 import os
@@ -98,12 +99,13 @@ class ScriptoError(Exception):
     parts = ()  # of the reply's body, for a person
 
     def __init__(self, code, message, next_action, http_status=None, headers=()):
-        self.message = masked(message)
-        super().__init__(self.message)
-        self.code, self.next_action, self.headers = code, next_action, list(headers)
-        status = self.http_status = http_status or ERRORS.get(code, (500,))[0]
+        super().__init__(masked(message))
+        self.code, self.message, self.next_action = code, masked(message), next_action
+        self.headers = list(headers)
+        usual, exit_status = ERRORS.get(code, (500, None))
+        self.http_status = status = http_status or usual
         by_http = 4 if status == 401 else 3 if status == 429 or status >= 500 else 1
-        self.exit_status = ERRORS.get(code, (0, by_http))[1]
+        self.exit_status = exit_status or by_http
 
     def envelope(self):
         error = {"code": self.code, "message": self.message, "nextAction": self.next_action}
@@ -119,21 +121,21 @@ class Unreachable(ScriptoError):
     given, that is no matter."""
 
 
-def refused(message, next_action, http_status=None):
+def invalid(message, next_action, http_status=None):
     """invalid-argument: say it differently."""
     return ScriptoError("invalid-argument", message, next_action, http_status)
 
 
-def blocked(message, next_action):
+def failed(message, next_action):
     """failed-precondition: this machine stands in the way."""
     return ScriptoError("failed-precondition", message, next_action)
 
 
-def lacking(error):
+def missing_module(error):
     """Some Pythons come without ssl, sqlite3 or, as Debian's python3-minimal, even json."""
     module = (error.name or str(error)).lstrip("_")
     hint = "install all of it (Debian, Ubuntu: apt-get install python3), or use another Python"
-    return blocked(f"This Python ({sys.executable}) has no module '{module}'.", hint)
+    return failed(f"This Python ({sys.executable}) has no module '{module}'.", hint)
 
 
 def bug(error):
@@ -141,13 +143,13 @@ def bug(error):
     which hold nothing from outside."""
     import traceback  # lazy
 
-    sqlite3, words = sys.modules.get("sqlite3"), getattr(error, "strerror", None) or ""
-    if sqlite3 and isinstance(error, sqlite3.Error):
-        words = str(error)
-    places, here = traceback.extract_tb(error.__traceback__), bug.__code__.co_filename
-    own = ", ".join(str(place.lineno) for place in places if place.filename == here)
-    where = f"{os.path.basename(places[-1].filename)}:{places[-1].lineno}"
-    return f"{type(error).__name__} {words} at {where}, by line {own}".replace("  ", " ")
+    words = [type(error).__name__, getattr(error, "strerror", None)]
+    if "sqlite3" in type(error).__module__:
+        words[1] = str(error)
+    places = traceback.extract_tb(error.__traceback__)
+    own = [str(place.lineno) for place in places if place.filename == bug.__code__.co_filename]
+    words += ["at", f"{os.path.basename(places[-1].filename)}:{places[-1].lineno}, by line"]
+    return " ".join(filter(None, words)) + " " + ", ".join(own)
 
 
 # ---- Terminal -------------------------
@@ -161,9 +163,11 @@ COLOURS = {"✓": "32", "✗": "31", "●": "36", "!": "33"}  # by the mark that
 class Context:
     """What a command may use of the world, passed along, so that nothing is global."""
 
-    def __init__(self, as_json, commands, options):
+    def __init__(self, commands, options):
         self.stdin, self.stdout, self.stderr = sys.stdin, sys.stdout, sys.stderr
-        self.env, self.as_json, self.warned = os.environ, as_json, set()
+        self.env = os.environ
+        self.as_json = False  # until run() has read the command line
+        self.warned = set()
         self.commands, self.options = commands, options  # the tables that the parser is made from
 
 
@@ -174,8 +178,6 @@ def timestamp(seconds):
 
 def harmless(text):
     """Makes visible what could steer a terminal: escapes, line breaks, bidirectional marks."""
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -189,21 +191,24 @@ def is_terminal(stream):
 
 def encoded(stream, text):
     try:
-        "✓✗●•".encode(stream.encoding)
+        return text.encode(stream.encoding)
     except UnicodeEncodeError:
-        text = text.translate(ASCII_FORM)
-    return text.encode(stream.encoding, "backslashreplace")
+        return text.translate(ASCII_FORM).encode(stream.encoding, "backslashreplace")
 
 
-def emit(stream, text):
-    """Writes text, or bytes as they are, past the buffer, so that OSError comes up here, and only
-    here."""
+def emit(stream, content):
+    """Writes text, or bytes: as they are, but for a person as harmless text. Past the buffer, so
+    that OSError comes up here, and only here."""
     if stream is None:  # the descriptor was closed before the program started
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    if not hasattr(stream, "buffer"):  # an importer's own, as a StringIO
-        stream.write(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        raise OSError(errno.EBADF, "it is closed")
+    plain = not hasattr(stream, "buffer")  # an importer's own, as a StringIO
+    if isinstance(content, bytes) and (plain or is_terminal(stream)):
+        lines = content.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
+        content = "\n".join(map(harmless, lines))
+    if plain:
+        stream.write(content)
         return
-    left = text if isinstance(text, bytes) else encoded(stream, text)
+    left = content if isinstance(content, bytes) else encoded(stream, content)
     raw = getattr(stream.buffer, "raw", stream.buffer)
     while left:
         written = raw.write(left)
@@ -212,22 +217,12 @@ def emit(stream, text):
         left = left[written or 0 :]
 
 
-def emit_parts(stream, parts):
-    """Bytes as they come; on a terminal as text, made harmless."""
-    for part in parts:
-        if is_terminal(stream):
-            lines = part.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
-            part = "\n".join(map(harmless, lines))
-        emit(stream, part)
-
-
 def emit_lines(ctx, stream, lines, end="\n"):
     plain = "NO_COLOR" in ctx.env or ctx.env.get("TERM") == "dumb" or os.name == "nt"
-    text = ""
-    for line in map(harmless, lines):
-        if line[:1] in COLOURS and is_terminal(stream) and not plain:
-            line = f"\x1b[{COLOURS[line[0]]}m{line[0]}\x1b[0m{line[1:]}"
-        text += line + end
+    text = "".join(harmless(line) + end for line in lines)
+    if is_terminal(stream) and not plain:
+        form = "\x1b[{}m{}\x1b[0m".format
+        text = re.sub("(?m)^[✓✗●!]", lambda mark: form(COLOURS[mark[0]], mark[0]), text)
     emit(stream, text)
 
 
@@ -241,9 +236,9 @@ def answer(ctx, stream, envelope, lines):
     except ImportError:
         if envelope["success"]:
             raise  # main() comes here once more, to say so
-        pairs = [f'"{name}": "' + re.sub(r"[^ !#-\[\]-~]", "?", text) + '"'
-                 for name, text in envelope["error"].items()]
-        text = '{"success": false, "error": {' + ", ".join(pairs) + "}}"
+        plain = {name: re.sub(r"[^ !#-&(-\[\]-~]", "?", text)
+                 for name, text in envelope["error"].items()}
+        text = f'{{"success": false, "error": {plain}}}'.replace("'", '"')
     emit(ctx.stdout, text + "\n")
 
 
@@ -263,10 +258,7 @@ def say(ctx, *lines, end="\n"):
 def progress(ctx, text):
     """One line at a terminal, which the next one takes the place of."""
     if is_terminal(ctx.stderr):
-        try:
-            emit(ctx.stderr, f"\r{text:50}\r")
-        except OSError:
-            pass
+        say(ctx, f"{text:50}", end="\r")
 
 
 def warn(ctx, text):
@@ -280,23 +272,25 @@ def show(ctx, data, lines):
     """Without lines the data are parts of a body. Returns the exit status. Raises
     failed-precondition on a full disk."""
     try:
-        if lines is None:
-            emit_parts(ctx.stdout, data)
-            return 0
-        answer(ctx, ctx.stdout, {"success": True, "data": data}, lines)
+        if lines is not None:
+            answer(ctx, ctx.stdout, {"success": True, "data": data}, lines)
+            return 0 if data.get("ok", True) else 1
+        for part in data:
+            emit(ctx.stdout, part)
+        return 0
     except BrokenPipeError:  # nobody reads on, which is main()'s business
         raise
     except OSError as error:
-        hint = "look at where standard output goes"
-        raise blocked(f"The answer cannot be written: {error}.", hint)
-    return 0 if data.get("ok", True) else 1
+        problem = f"The answer cannot be written: {error}."
+        raise failed(problem, "look at where standard output goes") from error
 
 
 def show_error(ctx, error):
     """Returns the exit status."""
     lines = ["✗ " + error.message, "  next: " + error.next_action]
     try:
-        emit_parts(ctx.stderr, [] if ctx.as_json else error.parts)
+        for part in () if ctx.as_json else error.parts:
+            emit(ctx.stderr, part)
         answer(ctx, ctx.stderr, error.envelope(), lines)
     except OSError:
         say(ctx, *lines)
@@ -306,11 +300,11 @@ def show_error(ctx, error):
 def read_line(ctx, prompt, secret=False):
     """One line of standard input, "" for none. A terminal is prompted, and shows no secret."""
     try:
-        if is_terminal(ctx.stdin) and secret:
-            import getpass  # lazy
-
-            return getpass.getpass(prompt)
         if is_terminal(ctx.stdin):
+            if secret:
+                import getpass  # lazy
+
+                return getpass.getpass(prompt)
             say(ctx, prompt, end="")
         line = getattr(ctx.stdin, "buffer", ctx.stdin).readline(64 << 10) if ctx.stdin else ""
     except (OSError, EOFError, UnicodeDecodeError):  # not for reading, gone, or no text
@@ -324,14 +318,13 @@ def confirm(ctx, args, question, command):
     if args.yes:
         return
     if not is_terminal(ctx.stdin):
-        raise refused("There is no terminal to ask at.", "add --yes to: scripto " + command)
-    if read_line(ctx, question + " [y/N] ").strip().lower() not in ("y", "yes"):
+        raise invalid("There is no terminal to ask at.", "add --yes to: scripto " + command)
+    if read_line(ctx, question + " [y/N] ").lower() not in ("y", "yes"):
         raise ScriptoError("cancelled", "Nothing was changed.", "answer y, or add --yes")
 
 
 def next_bytes(ctx):
-    """What has come on standard input, b"" at its end. Past the buffer: Python cannot end well
-    while a thread waits in there."""
+    """b"" at the end. Past the buffer: Python cannot end well while a thread waits in there."""
     return os.read(ctx.stdin.fileno(), 64 << 10) if ctx.stdin else b""
 
 
@@ -348,6 +341,10 @@ def readable(text):
         return text
 
 
+def misfit(text, what, hint):
+    return invalid(f"'{readable(text)[:200]}' is not {what}.", hint)
+
+
 def is_email(text):
     """The contract's rule, less what makes mail read one address as another (RFC 5322: comments,
     groups, quotes; RFC 2047: encoded words): whose code would it be?"""
@@ -360,16 +357,17 @@ def is_email(text):
 
 def check_email(text, command):
     text = readable(text or "")
+    if not text:
+        raise invalid("The email is missing.", NEXT_EMAIL + command)
     if not is_email(text):
-        problem = f"'{text[:EMAIL_LENGTH]}' is not an email address."
-        raise refused(problem if text else "The email is missing.", NEXT_EMAIL + command)
+        raise misfit(text, "an email address", NEXT_EMAIL + command)
     return text
 
 
 def check_code(text):
     """`123456`, `123 456` or `123-456`; the digits alone come back."""
     if not re.match(r"\s*[0-9](?:[ -]*[0-9]){5}\s*\Z", text or ""):
-        raise refused("The code must be six digits." if text else "The code is missing.", NEXT_CODE)
+        raise invalid("The code must be six digits." if text else "The code is missing.", NEXT_CODE)
     return re.sub("[^0-9]", "", text)
 
 
@@ -384,36 +382,33 @@ def check_key(ctx, text, source):
         text = read_line(ctx, "API key: ", True)
     if not is_key(text):
         rule = f"must start with '{KEY_PREFIX}' and hold no white space or control characters"
-        hint = f"pass --api-key {KEY_PREFIX}<your-key>, or --api-key - for standard input"
-        raise refused(f"The key from {source} {rule}.", hint)
+        hint = "pass --api-key <your-key>, or --api-key - for standard input"
+        raise invalid(f"The key from {source} {rule}.", hint)
     return text
 
 
 def check_profile_name(text):
     if text is not None and not re.match(r"[A-Za-z0-9._-]{1,64}\Z", text):
-        hint = "use 1 to 64 of: letters, digits, . _ -"
-        raise refused(f"'{readable(text)[:80]}' is not a profile name.", hint)
+        raise misfit(text, "a profile name", "use 1 to 64 of: letters, digits, . _ -")
 
 
 def check_key_name(text):
     text = readable(text)
     if len(text) > 100 or not text.isprintable():
-        raise refused("A key's name has at most 100 printable characters.", "pass another --name")
+        raise invalid("A key's name has at most 100 printable characters.", "pass another --name")
     return text
 
 
 def check_number(text, flag, most, least=0):
     if not re.match(r"[0-9]{1,9}\Z", text) or not least <= int(text) <= most:
-        problem = f"'{readable(text)}' is not a whole number from {least} to {most}."
-        raise refused(problem, "pass another " + flag)
+        raise misfit(text, f"a whole number from {least} to {most}", "pass another " + flag)
     return int(text)
 
 
 def timeout_of(ctx):
     text = ctx.env.get("SCRIPTO_TIMEOUT") or TIMEOUT_SECONDS
-    if not re.match(r"[0-9]{0,5}(\.[0-9]{1,9})?\Z", text) or not 0 < float(text) <= DAY:
-        problem = f"SCRIPTO_TIMEOUT is '{readable(text)}', not a number of seconds."
-        raise refused(problem, f"set it to a number from 1 to {DAY}, or unset it")
+    if not re.match(r"[0-9]{1,5}(\.[0-9]+)?\Z", text) or not float(text):
+        raise misfit(text, "a number of seconds (SCRIPTO_TIMEOUT)", "set it to one, or unset it")
     return float(text)
 
 
@@ -441,24 +436,26 @@ def origin_of(url):
     return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def check_base_url(ctx, text, source):
-    """Scheme and host in lower case, no trailing slash."""
-    form = r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?(/[!-~]*)?\Z"
+def without_password(url):
+    return re.sub(r"^(\w+://)?.*@", r"\1", url)
+
+
+def check_base_url(ctx, text, source, kind=invalid):
+    """Scheme and host in lower case, no trailing slash. Raises an error of that kind."""
+    form = r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?(/[!$-&(->A-\[\]-~]*)?\Z"
     match = re.match(form, text, re.IGNORECASE | re.ASCII)
     scheme, host, port, path = match.groups("") if match else ("", "", "", "")
-    bad = not match or set(path) & set("?#@\\\"'") or not 0 < int(port[1:] or 1) < 65536
+    bad = not match or not 0 < int(port[1:] or 1) < 65536
     if bad or (host[0] == "[" and not ipv6_bytes(host[1:-1])):
-        problem = f"'{readable(text)[:200]}' is not a base URL"
-        if "@" in text:  # what stands before it may be a password
-            problem = "a base URL holds no user and no password"
-        hint = "pass one like https://host[:port][/path] with --api-url"
-        raise refused(f"From {source}: {problem}.", hint)
+        shown = without_password(readable(text))[:200]
+        hint = "pass one like https://host[:port][/path], with no user in it, to --api-url"
+        raise kind(f"From {source}: '{shown}' is not a base URL.", hint)
     scheme, host = scheme.lower(), host.lower()
     trusted = is_loopback(host.strip("[]")) or ctx.env.get("SCRIPTO_ALLOW_HTTP") == "1"
     if scheme == "http" and not trusted:
         problem = f"plain http to {host} would show codes and keys to the network"
         hint = "use https, or set SCRIPTO_ALLOW_HTTP=1 if you trust that network"
-        raise refused(f"From {source}: {problem}.", hint)
+        raise kind(f"From {source}: {problem}.", hint)
     port = "" if port == (":443" if scheme == "https" else ":80") else port
     return f"{scheme}://{host}{port}" + path.rstrip("/")
 
@@ -467,17 +464,15 @@ def xdg_folder(ctx, variable, below_home, otherwise):
     """By the XDG specification a variable that is empty or relative is ignored."""
     if os.path.isabs(ctx.env.get(variable, "")):
         return ctx.env[variable]
-    home = ctx.env.get("HOME")
-    if os.name == "nt" and home and not os.path.splitdrive(home)[0]:  # Git Bash's /c/Users/you
-        home = ctx.env.get("USERPROFILE")
+    # On Windows HOME may be Git Bash's /c/Users/you.
+    home = ctx.env.get("USERPROFILE" if os.name == "nt" else "HOME", "~")
     try:
-        home = os.path.expanduser("~") if home is None else home
+        home = os.path.expanduser(home)
     except (KeyError, ImportError):  # before Python 3.8, for a user that is only a number
-        home = ""
+        pass
     if not os.path.isabs(home):
         hint = f"set {variable} to a folder of your own, or {otherwise}"
-        problem = "There is no home folder: HOME is not set."
-        raise Unreachable("failed-precondition", problem, hint)
+        raise Unreachable("failed-precondition", "There is no home folder.", hint)
     return os.path.join(home, below_home)
 
 
@@ -491,8 +486,7 @@ def check_path(text):
     """Its first slash may be left out: Git Bash makes something else of words that begin so."""
     path = "/" + text[text[:1] == "/" :]
     if not re.match(r"/(?!/|[^/?]*:)[!\"$-\[\]-~]*\Z", path):
-        problem = f"'{readable(text)[:200]}' is not a path at the backend."
-        raise refused(problem, "pass one like: scripto api api/keys")
+        raise misfit(text, "a path at the backend", "pass one like: scripto api api/keys")
     return path
 
 
@@ -501,7 +495,7 @@ def check_header(text):
     fixed = "(?!(authorization|host|content-length|transfer-encoding):)"
     if not re.match(fixed + r"[!#-'*+.^`|~\w-]+:[\t -~]*\Z", text, re.IGNORECASE | re.ASCII):
         hint = "pass -H 'Name: value', but not Authorization, Host or Content-Length"
-        raise refused("A header is malformed, or set already.", hint)
+        raise invalid("A header is malformed, or set already.", hint)
     name, _, value = text.partition(":")
     return name, value.strip()
 
@@ -789,7 +783,7 @@ def find_profile(state, name):
     """Raises not-found, invalid-argument for what can be no name."""
     if name not in state["profiles"]:
         check_profile_name(name)
-        hint = "see the profiles with: scripto use"
+        hint = "see the profiles with: scripto use (SCRIPTO_PROFILE, if set, names one)"
         raise ScriptoError("not-found", f"There is no profile '{name}'.", hint)
     return state["profiles"][name]
 
@@ -880,8 +874,7 @@ def named_profile(ctx, name):
 
 
 def profile_in_force(ctx, named, needed):
-    """(name, profile). A file that cannot be come by is none, unless it is needed. Raises not-found
-    for a name without a profile, by whomever."""
+    """(name, profile), (None, {}) for none. A file that cannot be come by is an error if needed."""
     try:
         state = ProfileFile(ctx).read()
     except Unreachable:
@@ -892,45 +885,46 @@ def profile_in_force(ctx, named, needed):
     return name, {} if name is None else find_profile(state, name)
 
 
-def key_of(name, profile):
-    if not profile.get("apiKey"):
+def key_of(profile):
+    if not is_key(profile.get("apiKey")):
         raise ScriptoError("unauthenticated", "There is no API key.", NEXT_SIGN_IN)
-    if not is_key(profile["apiKey"]):
-        raise blocked(f"Profile '{name}' holds no Scripto key.", NEXT_SIGN_IN)
     return profile["apiKey"]
 
 
 def stored_url(ctx, name, profile):
-    try:
-        return check_base_url(ctx, url_of(profile), f"profile '{name}'")
-    except ScriptoError as error:  # the file's fault, not the user's
-        raise blocked(error.message, error.next_action)
+    """Raises failed-precondition: a wrong one is the file's fault, not the user's."""
+    return check_base_url(ctx, url_of(profile), f"profile '{name}'", failed)
 
 
 def resolve(ctx, args, with_key=True):
     """The Target, by the contract's order. Raises unauthenticated without a key that is needed,
     failed-precondition where a profile's key would go to another origin than its own."""
-    key = key_source = None
+    key = source = None
     if with_key:
-        key, key_source = given(ctx, check_key, "--api-key", args.api_key, "SCRIPTO_API_KEY")
-    base_url, url_source = given_url(ctx, args)
-    named, name, profile = named_profile(ctx, args.profile), None, {}
-    without = with_key and not key
-    if named is not None or without or not base_url:
-        name, profile = profile_in_force(ctx, named, named is not None or without)
-    if without:
-        key, key_source = key_of(name, profile), "profile"
-    elif named is not None and key:
-        warn(ctx, f"{key_source} overrides the key of profile '{name}'")
-    if without or (not base_url and (named is not None or "baseUrl" in profile)):
-        home = stored_url(ctx, name, profile)
-        if base_url and origin_of(home) != origin_of(base_url):
-            there = f"is not sent to {base_url} (from {url_source})"
-            hint = f"pass --api-key, or {NEXT_SIGN_IN}" + flagged("--api-url", base_url)
-            raise blocked(f"The key of profile '{name}' belongs to {home} and {there}.", hint)
-        base_url, url_source = base_url or home, url_source or "profile"
-    base_url, url_source = base_url or default_url(ctx), url_source or "default"
-    return Target(base_url, url_source, key, key_source, name, profile)
+        key, source = given(ctx, check_key, "--api-key", args.api_key, "SCRIPTO_API_KEY")
+    url, url_source = given_url(ctx, args)
+    named = args.profile
+    if with_key or not url:  # otherwise it is a sign-in that needs no profile
+        named = named_profile(ctx, named)
+    stored = with_key and not key
+    chosen = named is not None
+    name, profile = None, {}
+    if stored or chosen or not url:
+        name, profile = profile_in_force(ctx, named, stored or chosen)
+    if stored:
+        key, source = key_of(profile), "profile"
+    elif key and chosen:
+        warn(ctx, f"{source} overrides the key of profile '{name}'")
+    if url and not stored:
+        return Target(url, url_source, key, source, name, profile)
+    home, home_source = default_url(ctx), "default"
+    if stored or chosen or "baseUrl" in profile:
+        home, home_source = stored_url(ctx, name, profile), "profile"
+    if url and origin_of(url) != origin_of(home):
+        problem = f"belongs to {home} and is not sent to {url} (from {url_source})"
+        hint = f"drop {url_source}, pass --api-key, or {NEXT_SIGN_IN}" + flagged("--api-url", url)
+        raise failed(f"The key of profile '{name}' {problem}.", hint)
+    return Target(url or home, url_source or home_source, key, source, name, profile)
 
 
 # ---- HTTP client ----------------------
@@ -940,10 +934,6 @@ def resolve(ctx, args, with_key=True):
 
 def bad_reply(url, what):
     return ScriptoError("invalid-response", f"{url} {what}.", NEXT_BACKEND)
-
-
-def without_password(proxy):
-    return re.sub(r"^(\w+://)?.*@", r"\1", proxy)
 
 
 def proxy_for(url):
@@ -957,7 +947,7 @@ def proxy_for(url):
     proxy = library.getproxies_environment().get(scheme)
     if proxy and not re.match(r"(?i)(http://)?([^@/]*@)?(\[[^]@/]+\]|[^:@/]+)(:\d+)?/?\Z", proxy):
         hint = f"set {scheme}_proxy to http://host:port, or name {host} in no_proxy"
-        raise blocked(f"The proxy {without_password(proxy)} cannot be used.", hint)
+        raise failed(f"The proxy {without_password(proxy)} cannot be used.", hint)
     return proxy
 
 
@@ -969,181 +959,148 @@ def checked_tls():
         return ssl.create_default_context()
     except OSError as error:
         hint = "check SSL_CERT_FILE, SSL_CERT_DIR and SSLKEYLOGFILE"
-        raise blocked(f"TLS cannot be set up: {error}.", hint)
+        raise failed(f"TLS cannot be set up: {error}.", hint) from error
 
 
-def opener_for(url):
-    """Certificates checked, no redirects, no other schemes."""
+def connect(method, url, headers, body, seconds):
+    """The open reply: certificates checked, no redirect followed. After a reset a GET is tried once
+    more; of others, one may have been heard."""
     import urllib.request as library  # lazy
 
-    scheme, proxy = origin_of(url)[0], proxy_for(url)
+    scheme = origin_of(url)[0]
+    proxy = proxy_for(url)
     opener = library.OpenerDirector()
     opener.add_handler(library.ProxyHandler({scheme: proxy} if proxy else {}))
     opener.add_handler(library.HTTPHandler())
     if scheme == "https":
         tls = checked_tls()  # first: without ssl there is no HTTPSHandler either
         opener.add_handler(library.HTTPSHandler(context=tls))
-    return opener
+    again = method == "GET"
+    while True:
+        request = library.Request(url, body, headers, method=method)  # which opening it changes
+        try:
+            return opener.open(request, timeout=seconds)
+        except OSError as error:
+            reason = getattr(error, "reason", None)  # urllib wraps what happens before the reply
+            error = reason if isinstance(reason, Exception) else error
+            if not (again and isinstance(error, ConnectionResetError)):
+                raise error
+        again = False
 
 
-def connect(method, url, headers, body, seconds, again):
-    """The reply; again: after a reset, by a new request, since opening one changes it."""
-    import urllib.request  # lazy
-
-    request = urllib.request.Request(url, body, headers, method=method)
-    try:
-        return opener_for(url).open(request, timeout=seconds)
-    except OSError as error:
-        reason = getattr(error, "reason", None)  # urllib wraps what happens before the reply
-        error = reason if isinstance(reason, Exception) else error
-        if not (again and isinstance(error, ConnectionResetError)):
-            raise error
-    return connect(method, url, headers, body, seconds, False)
-
-
-def within(seconds, work, *values):
-    """What work(*values) returns or raises, or socket.timeout. In a thread: a socket's time-out
-    bounds neither a name look-up nor a peer that sends a byte a second."""
+def within(seconds, work, *values, meanwhile=None):
+    """What work(*values) returns or raises, or socket.timeout; meanwhile() gets the seconds left.
+    In a thread: a socket's time-out bounds neither a name look-up nor a peer that sends a byte a
+    second."""
     import socket  # lazy
     import threading
 
-    outcome = [(None, socket.timeout())]
+    results, errors, give_up = [], [socket.timeout()], time.monotonic() + seconds
 
     def run():
         try:
-            outcome[0] = work(*values), None
+            results.append(work(*values))
         except Exception as error:  # whatever it is, it is raised below
-            outcome[0] = None, error
+            errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     try:
         thread.start()
-    except RuntimeError:
-        raise blocked("No thread can be started.", "allow this user more processes (ulimit -u)")
-    thread.join(max(seconds, 0))
-    result, error = outcome[0]
-    if error:
-        raise error
-    return result
+    except RuntimeError as error:
+        raise failed("No thread can be started.", "allow more processes (ulimit -u)") from error
+    while meanwhile and thread.is_alive() and time.monotonic() < give_up:
+        meanwhile(give_up - time.monotonic())
+        thread.join(0.2)
+    thread.join(max(give_up - time.monotonic(), 0))
+    if results:
+        return results[0]
+    raise errors[-1]
 
 
-def network_errors():
-    """What connect() and reading a reply raise if the network, or who is there, is at fault."""
+@contextlib.contextmanager
+def at_risk(ctx, url, began=False):
+    """What the network, or who is there, does wrong in here is network-error or invalid-response.
+    began: in the midst of the reply."""
     import http.client  # lazy
+    import socket
 
-    return OSError, http.client.HTTPException, ValueError
-
-
-def open_reply(ctx, method, url, headers=None, body=None, key=None):
-    """The reply to a request (with a bearer key, RFC 6750), for parts_of(). SCRIPTO_TIMEOUT bounds
-    this, and then each read. Raises network-error or invalid-response."""
-    usual = {"User-Agent": "scripto/" + __version__, "Accept": "application/json"}
-    headers = dict(usual, **headers or {})
-    if key is not None:
-        headers["Authorization"] = "Bearer " + key
-    seconds, again = timeout_of(ctx), method == "GET"  # of others, one may have been heard
     try:
-        return within(seconds, connect, method, url, headers, body, seconds, again)
-    except network_errors() as error:
-        raise network_trouble(ctx, url, error)
-
-
-def parts_of(ctx, url, reply, most=float("inf")):
-    """The body as it arrives, no more bytes than that. Raises network-error, or invalid-response
-    where it breaks off."""
-    left, total = reply.length, 0  # None: it comes in chunks, or until the connection ends
-    with reply:
-        while left is None or left > 0:
-            try:
-                part = reply.read1(64 << 10 if left is None else min(left, 64 << 10))
-            except network_errors() as error:
-                raise network_trouble(ctx, url, error, began=True)
-            if not part:
-                break
-            left, total = left and left - len(part), total + len(part)
-            if total > most:
-                raise bad_reply(url, f"sent more than {most} bytes")
-            yield part
-    if left:
-        raise bad_reply(url, "broke off its reply")
-
-
-def send(ctx, method, url, body=None, key=None):
-    """(status, headers, body as bytes), for an object as JSON and a bearer key. Raises as the two
-    above; SCRIPTO_TIMEOUT bounds all of it."""
-    import json  # lazy
-
-    give_up, headers = time.monotonic() + timeout_of(ctx), {}
-    if body is not None:
-        headers["Content-Type"] = "application/json"
-        body = json.dumps(body).encode("ascii")
-    reply = open_reply(ctx, method, url, headers, body, key)
-    try:
-        parts = parts_of(ctx, url, reply, REPLY_BYTES)
-        content = within(give_up - time.monotonic(), b"".join, parts)
-    except network_errors() as error:
-        raise network_trouble(ctx, url, error, began=True)
-    return reply.status, reply.headers, content
-
-
-def network_trouble(ctx, url, error, began=False):
-    """What went wrong on the way; began: in the midst of the reply."""
-    import socket  # lazy
-
-    proxied, ssl = proxy_for(url), sys.modules.get("ssl")
-    where = "%s:%d" % origin_of(url)[1:] + (" (through a proxy)" if proxied else "")
-    why = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error)
+        yield
+        return
+    except (OSError, http.client.HTTPException, ValueError) as caught:
+        error = caught
+    where = "%s:%d" % origin_of(url)[1:] + " (through a proxy)" * bool(proxy_for(url))
+    why = getattr(error, "strerror", None) or error
+    ssl = sys.modules.get("ssl")
     hint = "check that it runs there, the network, any proxy and the base URL (--api-url)"
     if ssl and isinstance(error, (ssl.SSLError, ssl.CertificateError)):
         text = f"TLS with {where} failed: {why}."
         hint = "check the URL; install ca-certificates, or set SSL_CERT_FILE to who signed theirs"
     elif isinstance(error, socket.timeout):
-        seconds, late = timeout_of(ctx), "finish its reply" if began else "answer"
+        seconds = timeout_of(ctx)
+        late = "finish its reply" if began else "answer"
         text = f"{where} did not {late} within {seconds:g} seconds."
         hint = f"try again, or allow more time: SCRIPTO_TIMEOUT={seconds * 2:g}"
-    elif isinstance(error, (OSError, UnicodeError)) or (proxied and not began):
+    elif isinstance(error, (OSError, UnicodeError)):
         text = f"{where} {'broke off its reply' if began else 'cannot be reached'}: {why}."
     else:
-        return bad_reply(url, "broke off its reply" if began else "sent what is not HTTP")
-    return ScriptoError("network-error", text, hint)
+        raise bad_reply(url, "broke off its reply" if began else "sent what is not HTTP") from error
+    raise ScriptoError("network-error", text, hint) from error
+
+
+def open_reply(ctx, method, url, headers=(), body=None, key=None):
+    """The reply to a request, with a bearer key (RFC 6750), for parts_of(). SCRIPTO_TIMEOUT bounds
+    this, and then each read. Raises as at_risk()."""
+    all_headers = {"User-Agent": "scripto/" + __version__, "Accept": "application/json"}
+    if body is not None:
+        all_headers["Content-Type"] = "application/json"
+    all_headers.update(headers)
+    if key is not None:
+        all_headers["Authorization"] = "Bearer " + key
+    seconds = timeout_of(ctx)
+    with at_risk(ctx, url):
+        return within(seconds, connect, method, url, all_headers, body, seconds)
+
+
+def parts_of(ctx, url, reply, most=float("inf")):
+    """The body as it arrives, no more bytes than that. Raises as at_risk()."""
+    left = endless = float("inf")  # it comes in chunks, or until the connection ends
+    if reply.length is not None:
+        left = reply.length
+    with reply:
+        while left > 0:
+            with at_risk(ctx, url, began=True):
+                part = reply.read1(min(left, 64 << 10))
+            if not part:
+                break
+            left -= len(part)
+            most -= len(part)
+            if most < 0:
+                raise bad_reply(url, "sent too large a reply")
+            yield part
+    if 0 < left < endless:
+        raise bad_reply(url, "broke off its reply")
+
+
+def send(ctx, method, url, content=None, key=None):
+    """(status, headers, body as bytes). SCRIPTO_TIMEOUT bounds all of it. Raises as at_risk()."""
+    give_up = time.monotonic() + timeout_of(ctx)
+    reply = open_reply(ctx, method, url, (), content, key)
+    with at_risk(ctx, url, began=True):
+        parts = parts_of(ctx, url, reply, REPLY_BYTES)
+        return reply.status, reply.headers, within(give_up - time.monotonic(), b"".join, parts)
 
 
 def parse_json(content):
-    """The JSON object, None for anything else. As floats, long numbers cost no time."""
+    """The JSON object, {} for another value, None for what is no JSON (RFC 8259: UTF-8, no NaN). As
+    floats, long numbers cost no time."""
     import json  # lazy
 
     try:
-        value = json.loads(content.decode("utf-8"), parse_int=float)
+        value = json.loads(content.decode("utf-8"), parse_int=float, parse_constant=int)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
-
-
-def is_json(content):
-    """RFC 8259: UTF-8, and no NaN."""
-    import json  # lazy
-
-    try:
-        json.loads(content.decode("utf-8"), parse_int=float, parse_constant=int)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def call(ctx, target, method, path, part, body=None, hint=None):
-    """That part of a success, an object. The hint is for an invalid-argument without one."""
-    url = target.base_url + path
-    status, _, content = send(ctx, method, url, body, target.key)
-    value = parse_json(content)
-    if 300 <= status < 400:
-        raise bad_reply(url, "answered with a redirect, which is not followed")
-    if value is None and status < 500 and status not in (401, 429):
-        raise bad_reply(url, "did not answer in the contract's JSON")
-    if status >= 300 or value.get("success", True) is not True:
-        raise backend_error(status, value or {}, hint, target.key_source)
-    if not isinstance(value.get(part), dict):
-        raise bad_reply(url, f"left '{part}' out of its answer")
-    return value[part]
+    return value if isinstance(value, dict) else {}
 
 
 def next_for_key(source):
@@ -1157,17 +1114,36 @@ def backend_error(status, value, hint, key_source=None):
     """Word for word, gaps filled by the status."""
     by_status = {401: "unauthenticated", 403: "permission-denied", 404: "not-found",
                  429: "resource-exhausted"}
+    other = "invalid-response" if status < 400 else "invalid-argument"  # redirects, for one
     error = value["error"] if isinstance(value.get("error"), dict) else {}
-    code = by_status.get(status, "internal" if status >= 500 else "invalid-argument")
-    code = masked(text_of(error, "code")) or ("invalid-response" if status < 300 else code)
+    code = by_status.get(status, "internal" if status >= 500 else other)
+    code = masked(text_of(error, "code")) or code
     refusal = "The backend refused the key." if code == "unauthenticated" else ""
     message = text_of(error, "message") or refusal or f"The backend answered HTTP {status}."
     usual = {"unauthenticated": next_for_key(key_source), "internal": NEXT_RETRY,
-             "resource-exhausted": NEXT_RETRY, "invalid-argument": hint}
+             "resource-exhausted": NEXT_RETRY, "invalid-argument": hint,
+             "invalid-response": NEXT_BACKEND}
     next_action = masked(text_of(error, "nextAction"))
     if not next_action or next_action == NEXT_SIGN_IN:
         next_action = usual.get(code) or next_action or NEXT_DOCTOR
     return ScriptoError(code, message, next_action, status)
+
+
+def call(ctx, target, method, path, part, body=None, hint=None):
+    """That part of a success, an object. The hint is for an invalid-argument without one."""
+    import json  # lazy
+
+    url = target.base_url + path
+    content = body and json.dumps(body).encode("ascii")
+    status, _, reply = send(ctx, method, url, content, target.key)
+    value = parse_json(reply)
+    if value is None and status < 500 and status not in (401, 429):  # a redirect, for one
+        raise bad_reply(url, f"answered HTTP {status}, and not in the contract's JSON")
+    if status >= 300 or value.get("success", True) is not True:
+        raise backend_error(status, value or {}, hint, target.key_source)
+    if not isinstance(value.get(part), dict):
+        raise bad_reply(url, f"did not answer with '{part}' in JSON")
+    return value[part]
 
 
 # ---- Mailbox --------------------------
@@ -1180,8 +1156,6 @@ NEXT_SOURCE = "see what --code-from takes: scripto auth login --help"
 NEXT_MAIL_SERVER = "check --code-from; SSL_CERT_FILE may name who signed a certificate"
 NEXT_PASSWORD = ("check USER, SCRIPTO_MAIL_PASSWORD or ~/.netrc (mode 0600); the server may want an"
                  " app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
-# Of the network, and of imaplib at a server that does not keep to the protocol.
-IMAP_ERRORS = (OSError, OverflowError, ValueError, LookupError, AttributeError, TypeError)
 # A code is in no longer number, amount, colour or path. In what stands around it, it is a \0.
 CODE_FORM = (r"(?<![^\W_])(?:(?<![#$€£+/&@%.,=?-])|(?<=\bG-))(?<![0-9][ -])"
              r"(?:[0-9]{6}|[0-9]{3}[ -][0-9]{3}|[0-9](?: [0-9]){5})"
@@ -1193,20 +1167,19 @@ IS_OTHER = rf"(?i)\b{OTHER}(?: is)?\W*\0|\0 is (?:your |the )?{OTHER}\b"
 IS_CODE = r"(?i)\b(?:pass)?code|verif|sign.?in|log.?in|one.time|\botp\b"
 
 
-def find_code(texts, tried):
-    """The six digits that are most likely a code, and none of the tried; None for none."""
-    best = 0, None
+def codes_of(texts):
+    """The six digits that may be a code, the most likely first."""
+    ranked = []
     for text in texts:
         text = re.sub(r"\b(?:https?://|www\.)\S+", " ", text[:MAIL_BYTES].replace("\xa0", " "))
         for match in re.finditer(CODE_FORM, text):
             start, end = match.span()
             sentence = re.split(r"[.!?\n]", text[end : end + 40])[0]
             around = text[max(0, start - 80) : start] + "\0" + sentence
-            code = re.sub("[ -]", "", match.group())
             rank = 2 if re.search(IS_CODE, around) else int(end - start == 6)
-            if code not in tried and rank > best[0] and not re.search(IS_OTHER, around):
-                best = rank, code
-    return best[1]
+            if rank and not re.search(IS_OTHER, around):
+                ranked.append((-rank, len(ranked), re.sub("[ -]", "", match.group())))
+    return [code for _, _, code in sorted(ranked)]
 
 
 def texts_of(message):
@@ -1230,21 +1203,21 @@ def texts_of(message):
                 yield text
 
 
-def examine(content, email, tried):
-    """(whether a mail is to that email, None for a text; the code in it or None)."""
+def examine(content, email):
+    """(whether a mail is to that email, None for a text; the codes in it)."""
     from email import errors, message_from_bytes, policy  # lazy
 
     if isinstance(content, str):
-        return None, find_code([content], tried)
+        return None, codes_of([content])
     try:
         message = message_from_bytes(content, policy=policy.default)
         fields = ("To", "Cc", "Delivered-To", "X-Original-To")
         to = " ".join(str(each) for field in fields for each in message.get_all(field, ()))
         to_us = email.lower() in re.split(r'[\s<>,;:"()]+', to.lower())
-        return to_us, find_code(texts_of(message), tried) if to_us else None
+        return to_us, codes_of(texts_of(message)) if to_us else ()
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError,
             errors.MessageError):  # malformed beyond the library's patience
-        return False, None
+        return False, ()
 
 
 def watch_input(ctx, place, email):
@@ -1253,7 +1226,7 @@ def watch_input(ctx, place, email):
         yield {"standard input": text.decode("utf-8", "replace")}
         more = next_bytes(ctx)
         text = (text + more)[-MAIL_BYTES:]
-    raise refused("Standard input ended, and no code in it is right.", NEXT_SOURCE)
+    raise invalid("Standard input ended, and no code in it is right.", NEXT_SOURCE)
 
 
 def end_command(process):
@@ -1313,19 +1286,17 @@ def watch_mbox(ctx, path, email):
         yield {at: b"From " + mail[:MAIL_BYTES] for at, mail in enumerate(mails)}
 
 
-def words_of(error, *secrets):
+def words_of(error, secret=None):
     """A mail server may say anything: harmless, short, and without what it was told."""
     words = (error.args or [""])[-1]
     words = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
-    for secret in secrets:
-        words = words.replace(secret, "...")
+    words = re.sub(r"\S{60,}", "...", words.replace(secret or "...", "..."))  # an encoded one, say
     return harmless(words)[:200]
 
 
 def log_in(ctx, box, user, host):
     """By a token (SASL XOAUTH2, as Google and Microsoft have it), else by a password."""
-    import base64  # lazy
-    import netrc
+    import netrc  # lazy
 
     token, password = map(ctx.env.get, ("SCRIPTO_MAIL_TOKEN", "SCRIPTO_MAIL_PASSWORD"))
     try:
@@ -1334,7 +1305,7 @@ def log_in(ctx, box, user, host):
     except (OSError, TypeError, ValueError, netrc.NetrcParseError):
         pass  # there is none, or others can read it
     if not token and not password:
-        raise refused(f"There is no password for {readable(user)} at {host}.", NEXT_PASSWORD)
+        raise invalid(f"There is no password for {readable(user)} at {host}.", NEXT_PASSWORD)
     kind, reply = "PLAIN", f"\0{user}\0{password}"
     if token:
         kind, reply = "XOAUTH2", f"user={user}\1auth=Bearer {token}\1\1"
@@ -1344,9 +1315,8 @@ def log_in(ctx, box, user, host):
         else:
             box.login(user, password)
     except box.error as error:
-        sent = base64.b64encode(reply.encode()).decode()
-        words = words_of(error, sent, token or password)
-        raise blocked(f"{host} refused the log-in: {words}", NEXT_PASSWORD)
+        words = words_of(error, token or password)
+        raise failed(f"{host} refused the log-in: {words}", NEXT_PASSWORD)
 
 
 def open_imap(ctx, url):
@@ -1358,59 +1328,67 @@ def open_imap(ctx, url):
     match = re.match(form, url, re.IGNORECASE | re.ASCII)
     if not match or not re.match(r"[ -~]*\Z", unquote(match.group(5) or "")):
         problem = "An IMAP mailbox has a user, a host and a folder in ASCII here, and no password."
-        raise refused(problem, NEXT_SOURCE)
+        raise invalid(problem, NEXT_SOURCE)
     secure, user, host, port, folder = map(unquote, match.groups(""))
     host = host.strip("[]")
     folder = '"' + re.sub(r'(["\\])', r"\\\1", folder or "INBOX") + '"'
+    if secure:
+        box = imaplib.IMAP4_SSL(host, int(port or 993), ssl_context=checked_tls())
+    else:
+        box = imaplib.IMAP4(host, int(port or 143))
+        if not is_loopback(host):
+            box.starttls(checked_tls())
+    box.sock.settimeout(LOCK_SECONDS)
+    log_in(ctx, box, user, host)
+    status, reply = box.status(folder, "(UIDNEXT UIDVALIDITY)")
+    if status != "OK" or box.select(folder, readonly=True)[0] != "OK":
+        problem = f"{host} does not open that folder: {words_of(box.error(reply[-1]))}"
+        raise invalid(problem, "pass another /FOLDER in --code-from")
+    numbers = dict(re.findall(rb"(UID[A-Z]+) ([0-9]+)", reply[-1].rpartition(b"(")[2]))
+    return box, numbers[b"UIDVALIDITY"], int(numbers[b"UIDNEXT"])
+
+
+def mails_from(box, first):
+    """By UID. The last mail comes with any search for `n:*`, however old."""
+    found = {}
+    box.noop()
+    status, uids = box.uid("SEARCH", f"UID {first}:*")
+    for uid in map(int, (uids[0] or b"").split() if status == "OK" else ()):
+        if uid >= first:
+            parts = box.uid("FETCH", str(uid), f"(BODY.PEEK[]<0.{MAIL_BYTES}>)")[1]
+            found[uid] = next((part[1] for part in parts if isinstance(part, tuple)), b"")
+    return found
+
+
+def watch_imap(ctx, url, email):
+    """A connection that drops, as with busy servers, is made again, once; with another UIDVALIDITY
+    nothing is known to be new."""
+    import imaplib  # lazy
+
+    # Of the network, and of imaplib at a server that does not keep to the protocol.
+    errors = (OSError, OverflowError, ValueError, LookupError, AttributeError, TypeError,
+              imaplib.IMAP4.error)
     try:
-        if secure:
-            box = imaplib.IMAP4_SSL(host, int(port or 993), ssl_context=checked_tls())
-        else:
-            box = imaplib.IMAP4(host, int(port or 143))
-            if not is_loopback(host):
-                box.starttls(checked_tls())
-        box.sock.settimeout(LOCK_SECONDS)
-        log_in(ctx, box, user, host)
-        status, reply = box.status(folder, "(UIDNEXT UIDVALIDITY)")
-        if status != "OK" or box.select(folder, readonly=True)[0] != "OK":
-            problem = f"{host} does not open that folder: {words_of(box.error(reply[-1]))}"
-            raise refused(problem, "pass another /FOLDER in --code-from")
-        numbers = dict(re.findall(rb"(UID[A-Z]+) ([0-9]+)", reply[-1].rpartition(b"(")[2]))
-        return box, numbers[b"UIDVALIDITY"], int(numbers[b"UIDNEXT"])
-    except (*IMAP_ERRORS, imaplib.IMAP4.error) as error:
+        (box, validity, first), found, again = open_imap(ctx, url), {}, True
+        while True:
+            yield found
+            try:
+                found, again = mails_from(box, first), True
+            except errors:
+                if not again:
+                    raise
+                box, now, next_uid = open_imap(ctx, url)
+                first, found, again = first if now == validity else next_uid, {}, False
+                validity = now
+            first = max(found, default=first - 1) + 1
+    except errors as error:
+        host = url.split("/")[2].rpartition("@")[2]
         problem = f"The mail server {host} cannot be used: {words_of(error)}"
         raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER)
 
 
-def watch_imap(ctx, url, email):
-    """The last mail comes with any search for `n:*`, however old. A connection that drops, as with
-    busy servers, is made again; with another UIDVALIDITY nothing is known to be new."""
-    (box, validity, first), found, again = open_imap(ctx, url), {}, True
-    while True:
-        yield found
-        found = {}
-        try:
-            box.noop()
-            status, uids = box.uid("SEARCH", f"UID {first}:*")
-            for uid in map(int, (uids[0] or b"").split() if status == "OK" else ()):
-                if uid >= first:
-                    parts = box.uid("FETCH", str(uid), f"(BODY.PEEK[]<0.{MAIL_BYTES}>)")[1]
-                    found[uid] = next((part[1] for part in parts if isinstance(part, tuple)), b"")
-            again = True
-        except (*IMAP_ERRORS, box.error) as error:
-            if not again:
-                problem = f"The mail server went away: {words_of(error)}"
-                raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER)
-            again = False
-            box, now, next_uid = open_imap(ctx, url)
-            validity, first, found = now, first if now == validity else next_uid, {}
-        first = max(found, default=first - 1) + 1
-
-
-SOURCES = {  # kind: (generator, seconds between two looks)
-    "-": (watch_input, 0), "cmd": (watch_command, 1), "maildir": (watch_maildir, 0.2),
-    "mbox": (watch_mbox, 0.2), "imap": (watch_imap, 1), "imaps": (watch_imap, 1),
-}
+SOURCES = {"-": watch_input, "cmd": watch_command, "maildir": watch_maildir, "mbox": watch_mbox,
+           "imap": watch_imap, "imaps": watch_imap}
 
 
 def codes_in(ctx, text, email, looked):
@@ -1418,48 +1396,22 @@ def codes_in(ctx, text, email, looked):
     what was found is to that email, by its name."""
     kind, _, place = text.partition(":")
     if kind not in SOURCES or bool(place) == (kind == "-"):
-        raise refused("There is no such source of codes.", NEXT_SOURCE)
-    watch, pause = SOURCES[kind]
-    place = os.path.expanduser(place) if kind in ("maildir", "mbox") else place
-    place = text if watch is watch_imap else place
-    source, tried, wrong = watch(ctx, place, email), set(), refused
-    try:
-        next(source)
-        yield None
-        wrong = blocked
-        for found in source:
-            left = LIVE_CODES  # an older mail's code is dead, and to try it would cost an attempt
-            for name in sorted(found, reverse=True):
-                looked[name], code = examine(found[name], email, tried)
-                left -= bool(code)
-                while code and left >= 0:  # then the next most likely one, if that was wrong
+        raise invalid("There is no such source of codes.", NEXT_SOURCE)
+    local = kind in ("-", "maildir", "mbox")
+    place = os.path.expanduser(place) if local else place if kind == "cmd" else text
+    source, tried = SOURCES[kind](ctx, place, email), set()
+    next(source)
+    yield None
+    for found in source:
+        mails = 0
+        for name in sorted(found, reverse=True):
+            looked[name], codes = examine(found[name], email)
+            mails += bool(codes)  # an older one's code is dead, and to try it would cost an attempt
+            for code in codes if mails <= LIVE_CODES else ():
+                if code not in tried:
                     tried.add(code)
-                    yield code
-                    code = examine(found[name], email, tried)[1]
-            time.sleep(pause)
-    except OSError as error:
-        raise wrong(f"The mailbox cannot be read: {error.strerror}.", NEXT_SOURCE)
-
-
-def next_code(ctx, codes, give_up):
-    """As within(), since no time-out of ours ends a server that dribbles or a mail that is a
-    puzzle. Meanwhile one line at a terminal counts the seconds."""
-    import threading  # lazy
-
-    done = threading.Event()
-
-    def count_down():
-        while not done.wait(0.2):
-            progress(ctx, f"Waiting for the code, {give_up - time.monotonic():.0f} seconds left")
-        progress(ctx, "")
-
-    counter = threading.Thread(target=count_down, daemon=True)
-    counter.start()
-    try:
-        return within(give_up - time.monotonic(), next, codes)
-    finally:
-        done.set()
-        counter.join()
+                    yield code  # then the next most likely one, if that was wrong
+        time.sleep(0.2 if local else 1)
 
 
 def what_came(looked, email):
@@ -1475,24 +1427,34 @@ def what_came(looked, email):
 
 def codes_from(ctx, text, email, seconds, then):
     """Yields None once that source is open, then each code. Raises what is wrong with the source;
-    later, with `then` as next action, when the time is over or no more can come."""
+    later, with `then` as next action, when the time is over or no more can come. In within(), as
+    no time-out of ours ends a server that dribbles or a mail that is a puzzle."""
     import socket  # lazy
 
-    looked, give_up = {}, time.monotonic() + seconds
+    def count(left):
+        progress(ctx, f"Waiting for the code, {left:.0f} seconds left")
+
+    looked, opened, give_up = {}, False, time.monotonic() + seconds
     codes = codes_in(ctx, text, email, looked)
     try:
-        yield within(seconds, next, codes)
-    except socket.timeout:
-        raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
-    try:
         while True:
-            yield next_code(ctx, codes, give_up)
+            code = within(give_up - time.monotonic(), next, codes, meanwhile=count)
+            progress(ctx, "")
+            yield code
+            opened = True
     except socket.timeout:
+        if not opened:
+            raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
         problem = f"No code came within {seconds} seconds: {what_came(looked, email)}."
         raise ScriptoError("network-error", problem, then)
-    except ScriptoError as error:
-        error.next_action = then
-        raise
+    except (OSError, ScriptoError) as error:
+        if isinstance(error, OSError):
+            wrong = failed if opened else invalid
+            error = wrong(f"The mailbox cannot be read: {error.strerror}.", NEXT_SOURCE)
+        error.next_action = then if opened else error.next_action
+        raise error
+    finally:
+        progress(ctx, "")
 
 
 # ---- Account --------------------------
@@ -1500,14 +1462,17 @@ def codes_from(ctx, text, email, seconds, then):
 # for a person).
 
 
-def second_step(args, email, *more):
-    """(that command, the flags of this call which it needs as well)."""
-    chosen = more + (("--api-url", args.api_url), ("--profile", args.profile))
-    flags = "".join(flagged(flag, value) for flag, value in chosen if value)
-    return f"scripto auth login-complete{flagged('--email', email)} --code <6-digit-code>", flags
+def flags_of(args, *flags):
+    """Those of them that this call has, as a shell takes them."""
+    given = ((flag, getattr(args, flag[2:].replace("-", "_"))) for flag in flags)
+    return "".join(flagged(flag, value) for flag, value in given if value)
 
 
-def request_code(ctx, target, email, command="login-request"):
+def second_step(args):
+    return f"scripto auth login-complete{flags_of(args, '--email')} --code <6-digit-code>"
+
+
+def request_code(ctx, target, email, command):
     """Has the backend mail a code. An email that it does not take is that command's error."""
     hint = NEXT_EMAIL + command
     data = call(ctx, target, "POST", "/api/cli/login-request", "data", {"email": email}, hint)
@@ -1516,86 +1481,90 @@ def request_code(ctx, target, email, command="login-request"):
 
 
 def cmd_login_request(ctx, args):
-    email = check_email(args.email, "login-request")
+    args.email = check_email(args.email, "login-request")
     target = resolve(ctx, args, with_key=False)
-    request_code(ctx, target, email)
-    then, flags = second_step(args, email)
+    request_code(ctx, target, args.email, "login-request")
+    then, flags = second_step(args), flags_of(args, "--api-url", "--profile")
     if flags:
         warn(ctx, f"the code is good at {target.base_url} only: add{flags} there too")
-    lines = ["✓ Sign-in code sent to " + email, "", "  Then run:", "    " + then]
-    return {"ok": True, "email": email, "nextAction": then + flags}, lines
+    lines = ["✓ Sign-in code sent to " + args.email, "", "  Then run:", "    " + then]
+    return {"ok": True, "email": args.email, "nextAction": then + flags}, lines
 
 
-def keep_key(prepared, identity):
+def prepare(ctx, args, command):
+    """(target, profile file). All that can fail on this machine is tried: a code buys one key."""
+    args.email = check_email(args.email, command)
+    args.name = args.name if args.name is None else check_key_name(args.name)
+    check_profile_name(args.profile_name)
+    target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
+    file.rehearse()
+    return target, file
+
+
+def keep_key(file, args, identity, base_url):
     """The profile's name. If the key is not in the file after all, the error hands it over, this
     once: its code is spent."""
-    file, base_url = prepared.file, prepared.target.base_url
+    key = identity["apiKey"]
     try:
-        state = file.change(store_profile, prepared.profile_name, identity, base_url)
-        return state["activeProfile"]
+        return file.change(store_profile, args.profile_name, identity, base_url)["activeProfile"]
     except (ScriptoError, KeyboardInterrupt) as error:
         try:
             profiles = file.read()["profiles"]
         except ScriptoError:
             profiles = {}
         for name, profile in profiles.items():
-            if profile.get("apiKey") == identity["apiKey"]:
+            if profile.get("apiKey") == key:
                 return name  # all was done but for the last flush
-        flags = (("--api-key", identity["apiKey"]), ("--profile-name", prepared.profile_name),
-                 ("--api-url", base_url))
-        hint = "".join(flagged(flag, value) for flag, value in flags if value)
-        raise blocked(f"Signed in, but the key could not be stored. {error}",
-                      "store it with: scripto config set" + hint)
+        flags = flags_of(args, "--profile-name") + flagged("--api-url", base_url)
+        raise failed(f"Signed in, but the key could not be stored. {error}",
+                      f"store it with: scripto config set{flagged('--api-key', key)}{flags}")
 
 
-def stored(name, identity, base_url, done, line):
+def warn_of_environment(ctx, name=None):
+    """What overrides the active profile, unless it is that one."""
+    if ctx.env.get("SCRIPTO_API_KEY"):
+        warn(ctx, "SCRIPTO_API_KEY is set and overrides the key of every profile")
+    if ctx.env.get("SCRIPTO_PROFILE", "") not in ("", name):
+        other = readable(ctx.env["SCRIPTO_PROFILE"])
+        warn(ctx, f"SCRIPTO_PROFILE is set: profile {other} is in force, whichever is active")
+
+
+def stored(ctx, name, identity, base_url, done, line):
+    warn_of_environment(ctx, name)
     data = dict(identity, profile=name, active=True, baseUrl=base_url, apiKey=MASKED_KEY)
     return data, [done, "", line, f"  Profile:  {name} (now active)", "  API key:  " + MASKED_KEY,
                   "", "  Try it:  scripto whoami"]
 
 
-SignIn = collections.namedtuple("SignIn", "email key_name profile_name target file")
-
-
-def prepare_sign_in(ctx, args, command):
-    """A SignIn, all that can fail on this machine tried: a code is good for one key."""
-    email = check_email(args.email, command)
-    key_name = args.name if args.name is None else check_key_name(args.name)
-    check_profile_name(args.profile_name)
-    target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
-    file.rehearse()
-    return SignIn(email, key_name, args.profile_name, target, file)
-
-
-def complete_sign_in(ctx, prepared, code):
+def sign_in(ctx, args, target, file, code):
     """Buys a key with the code and stores it; returns (data, lines) as a command does."""
-    base_url, body = prepared.target.base_url, {"email": prepared.email, "otp": code}
-    if prepared.key_name is not None:
-        body["name"] = prepared.key_name
-    path, used_up = "/api/cli/login-complete", "if the code is used up by now, " + NEXT_CODE
+    url, used_up = target.base_url, "if the code is used up by now, " + NEXT_CODE
+    body = {"email": args.email, "otp": code}
+    if args.name is not None:
+        body["name"] = args.name
     try:
-        data = call(ctx, prepared.target, "POST", path, "data", body, NEXT_CODE)
+        data = call(ctx, target, "POST", "/api/cli/login-complete", "data", body, NEXT_CODE)
         if not is_key(data.get("apiKey")):
-            raise bad_reply(base_url, "sent no key")
+            raise bad_reply(url, "sent no key")
         identity = {name: text_of(data, name) for name in IDENTITY if text_of(data, name)}
-        identity.setdefault("email", prepared.email)
-        name = keep_key(prepared, identity)
+        identity.setdefault("email", args.email)
+        name = keep_key(file, args, identity, url)
     except KeyboardInterrupt:
         raise ScriptoError("cancelled", "Interrupted.", "run it again; " + used_up)
     except ScriptoError as error:  # it may have been heard
         if error.code in ("network-error", "invalid-response") or error.http_status == 504:
             error.next_action += "; " + used_up
         raise
-    return stored(name, identity, base_url, "✓ Signed in", "  Email:    " + identity["email"])
+    return stored(ctx, name, identity, url, "✓ Signed in", "  Email:    " + identity["email"])
 
 
 def cmd_login_complete(ctx, args):
     check_email(args.email, "login-complete")  # the first that is wrong is named first
     code = check_code(read_line(ctx, "Code: ") if args.code == "-" else args.code)
-    return complete_sign_in(ctx, prepare_sign_in(ctx, args, "login-complete"), code)
+    return sign_in(ctx, args, *prepare(ctx, args, "login-complete"), code)
 
 
-def codes_typed(ctx, prepared, then):
+def codes_typed(ctx, target, email, then):
     """Yields None, then what is typed at the terminal. An empty line may ask for a new code."""
     yield None
     while True:
@@ -1604,32 +1573,31 @@ def codes_typed(ctx, prepared, then):
         if code:
             yield code
         elif reply in ("y", "yes"):
-            request_code(ctx, prepared.target, prepared.email, "login")
+            request_code(ctx, target, email, "login")
         elif reply not in ("n", "no"):  # the end of the input, most likely
             raise ScriptoError("cancelled", "No code was given.", then)
 
 
 def cmd_login(ctx, args):
     """Both steps in one. A wrong code is not the end: a right one may come yet."""
-    prepared = prepare_sign_in(ctx, args, "login")
-    email, place = prepared.email, args.code_from or ctx.env.get("SCRIPTO_CODE_FROM")
+    target, file = prepare(ctx, args, "login")
+    place = args.code_from or ctx.env.get("SCRIPTO_CODE_FROM")
     seconds = check_number(args.timeout or "90", "--timeout", 3600, 1)
-    then = "".join(second_step(args, email, ("--name", args.name),
-                               ("--profile-name", args.profile_name)))
+    then = second_step(args) + flags_of(args, "--name", "--profile-name", "--api-url", "--profile")
     if place:
-        codes = codes_from(ctx, place, email, seconds, then)
+        codes = codes_from(ctx, place, args.email, seconds, then)
     elif is_terminal(ctx.stdin):
-        codes = codes_typed(ctx, prepared, then)
+        codes = codes_typed(ctx, target, args.email, then)
     else:
-        first = flagged("--email", email) + second_step(args, email)[1]
-        hint = f"pass --code-from, or in two steps: scripto auth login-request{first}; then: {then}"
-        raise refused("There is no terminal to ask for the code at.", hint)
+        first = "scripto auth login-request" + flags_of(args, "--email", "--api-url", "--profile")
+        hint = f"pass --code-from, or in two steps: {first}; then: {then}"
+        raise invalid("There is no terminal to ask for the code at.", hint)
     next(codes)  # what is wrong with a mailbox costs no code
-    request_code(ctx, prepared.target, email, "login")
-    say(ctx, f"Sign-in code sent to {email}. If this is cut off, go on with:", "  " + then)
+    request_code(ctx, target, args.email, "login")
+    say(ctx, f"Sign-in code sent to {args.email}. If this is cut off, go on with:", "  " + then)
     for code in codes:
         try:
-            return complete_sign_in(ctx, prepared, check_code(code))
+            return sign_in(ctx, args, target, file, check_code(code))
         except ScriptoError as error:
             if error.code != "invalid-argument":
                 raise
@@ -1640,20 +1608,20 @@ def cmd_login(ctx, args):
 def cmd_whoami(ctx, args):
     """What the backend says just now; the profile fills a blank email or name."""
     target = resolve(ctx, args)
-    user = call(ctx, target, "GET", "/api/auth/me", "user")
-    if not text_of(user, "id"):
+    said = call(ctx, target, "GET", "/api/auth/me", "user")
+    if not text_of(said, "id"):
         raise bad_reply(target.base_url, "named no user")
     own, name = (target.profile, target.name) if target.key_source == "profile" else ({}, None)
-    user = {member: text_of(user, member) or text_of(own, member)
+    user = {member: text_of(said, member) or text_of(own, member)
             for member in ("id", "email", "name")}
     user["name"] = user["name"] or name or ""
-    data = {"user": user, "profile": name, "baseUrl": target.base_url,
-            "keySource": target.key_source}
-    return data, [
+    source = f"profile {name}" if name else target.key_source
+    return {"user": user, "profile": name, "baseUrl": target.base_url,
+            "keySource": target.key_source}, [
         "✓ Signed in as " + (user["email"] or user["id"]), "",
         "  Name:     " + user["name"],
         "  User ID:  " + user["id"],
-        f"  API key:  {MASKED_KEY} (from {'profile ' + name if name else target.key_source})",
+        f"  API key:  {MASKED_KEY} (from {source})",
         "  Backend:  " + target.base_url,
     ]
 
@@ -1672,14 +1640,6 @@ def listed(state):
     lines = ["{} {name:16}  {email:24}  {baseUrl}".format("●" if row["active"] else " ", **row)
              for row in rows]
     return rows, lines or ["No profile yet.", "  next: " + NEXT_SIGN_IN]
-
-
-def warn_of_environment(ctx):
-    if ctx.env.get("SCRIPTO_API_KEY"):
-        warn(ctx, "SCRIPTO_API_KEY is set and overrides the key of every profile")
-    name = readable(ctx.env.get("SCRIPTO_PROFILE", ""))
-    if name:
-        warn(ctx, f"SCRIPTO_PROFILE is set: profile {name} is in force, whichever is active")
 
 
 def cmd_use(ctx, args):
@@ -1721,15 +1681,17 @@ def revoke(ctx, target, keys):
 
 
 def revoke_stored(ctx, name, profile):
-    """That profile's key at its own backend, whatever the environment says. One that is refused
-    there is revoked already."""
-    url, key = stored_url(ctx, name, profile), key_of(name, profile)
+    """That profile's key at its own backend, whatever the environment says. Returns what became
+    of it; one that is refused there is revoked already."""
+    url, key = stored_url(ctx, name, profile), key_of(profile)
     target = Target(url, "profile", key, "profile", name, profile)
     try:
         revoke(ctx, target, [each for each in keys_of(ctx, target) if each["current"]])
     except ScriptoError as error:
         if error.code != "unauthenticated":
             raise
+        return "was not valid any more at "
+    return "is revoked at "
 
 
 def cmd_keys_list(ctx, args):
@@ -1753,21 +1715,20 @@ def cmd_keys_revoke(ctx, args):
 def cmd_logout(ctx, args):
     file = ProfileFile(ctx)
     state = file.read()
-    active = state.get("activeProfile")
-    name = named_profile(ctx, args.name) or active
+    name = named_profile(ctx, args.name) or state.get("activeProfile")
     if name is None:
         raise ScriptoError("not-found", "No profile is active.", NEXT_SIGN_IN)
     profile = find_profile(state, name)
+    done = "is not revoked: copies of it still work at "
     if args.revoke:
-        revoke_stored(ctx, name, profile)
+        done = revoke_stored(ctx, name, profile)
     left = file.change(remove_profiles, [name])["activeProfile"]
-    lines = [f"✓ Signed out: profile {name} is removed from this machine"]
-    done = "revoked at " if args.revoke else "not revoked: copies of it still work at "
-    lines.append("  Its key is " + done + url_of(profile))
+    lines = [f"✓ Signed out: profile {name} is removed from this machine",
+             f"  Its key {done}{url_of(profile)}"]
     if not args.revoke:
         key_id = text_of(profile, "keyId") or "<id>"
         lines.append("  To revoke it, sign in there again, then: scripto keys revoke " + key_id)
-    if left and name == active:
+    if left and name == state.get("activeProfile"):
         lines.append(f"  Profile {left} is now active")
     warn_of_environment(ctx)
     return {"removed": name, "revoked": args.revoke, "activeProfile": left}, lines
@@ -1775,8 +1736,6 @@ def cmd_logout(ctx, args):
 
 def cmd_config_set(ctx, args):
     name = args.profile_name
-    if args.api_key is None:
-        raise refused("The API key is missing.", "Pass --api-key <your-key> to: scripto config set")
     identity = {"apiKey": check_key(ctx, args.api_key, "--api-key")}
     base_url = given_url(ctx, args)[0]
     check_profile_name(name)
@@ -1790,7 +1749,7 @@ def cmd_config_set(ctx, args):
     state = ProfileFile(ctx).change(store)
     name = state["activeProfile"]
     base_url = url_of(state["profiles"][name])
-    return stored(name, identity, base_url, "✓ Key stored", "  Backend:  " + base_url)
+    return stored(ctx, name, identity, base_url, "✓ Key stored", "  Backend:  " + base_url)
 
 
 def cmd_config_show(ctx, args):
@@ -1823,17 +1782,16 @@ def cmd_config_show(ctx, args):
 
 def cmd_config_clear(ctx, args):
     file = ProfileFile(ctx)
-    state = file.read()
-    names, active = list(state["profiles"]), None
+    state, active = file.read(), None
     if args.profile is not None:
         find_profile(state, args.profile)
-        names = [args.profile]
+    names = list(state["profiles"]) if args.profile is None else [args.profile]
     shown = ", ".join(names)
     if names:
         confirm(ctx, args, f"Forget {shown}?", "config clear")
         active = file.change(remove_profiles, names)["activeProfile"]
-    lines = ["✓ Forgotten: " + (shown or "nothing, there was no profile")]
-    return {"removed": names, "activeProfile": active}, lines
+    return {"removed": names, "activeProfile": active}, [
+        "✓ Forgotten: " + (shown or "nothing, there was no profile")]
 
 
 # ---- Scripts --------------------------
@@ -1842,8 +1800,6 @@ def cmd_config_clear(ctx, args):
 
 def cmd_run(ctx, args):
     """Becomes that command; on Windows, which knows no such thing, it waits."""
-    if not args.command:
-        raise refused("No command is given.", "put it behind --: scripto run -- COMMAND")
     target = resolve(ctx, args)
     env = dict(ctx.env, SCRIPTO_API_KEY=target.key, SCRIPTO_API_BASE_URL=target.base_url)
     try:
@@ -1859,7 +1815,7 @@ def cmd_run(ctx, args):
         os.execvpe(args.command[0], args.command, env)
     except OSError as error:
         text = f"'{readable(args.command[0])}' cannot be run: {error}."
-        raise refused(text, "look at the command behind --")
+        raise invalid(text, "look at the command behind --")
 
 
 def read_body(text):
@@ -1870,9 +1826,9 @@ def read_body(text):
             with open(text[1:] or 0, "rb") as file:  # 0: standard input
                 content = file.read()
         except OSError as error:
-            raise refused(f"The body cannot be read: {error}.", "pass another file with -d")
-    if not is_json(content):
-        raise refused("What -d gives is not JSON.", "pass JSON, @FILE, or - for standard input")
+            raise invalid(f"The body cannot be read: {error}.", "pass another file with -d")
+    if parse_json(content) is None:
+        raise invalid("What -d gives is not JSON.", "pass JSON, @FILE, or - for standard input")
     return content
 
 
@@ -1896,11 +1852,9 @@ def request_of(args):
     for name, value in map(check_header, args.H or ()):  # given again, it is a list (RFC 9110, 5.3)
         headers[name] = headers[name] + ", " + value if name in headers else value
     headers.setdefault("Accept", "*/*")
-    if body is not None:
-        headers.setdefault("Content-Type", "application/json")
     method = args.X or ("GET" if body is None else "POST")
     if not re.match(r"[A-Za-z]{1,20}\Z", method):
-        raise refused(f"'{readable(method)[:80]}' is not a method.", "pass one like -X DELETE")
+        raise misfit(method, "a method", "pass one like -X DELETE")
     return method.upper(), path, headers, body
 
 
@@ -1913,15 +1867,18 @@ def cmd_api(ctx, args):
     head = [head_of(reply)] if args.i else []
     if reply.status < 300 and not ctx.as_json:
         return itertools.chain(head, parts_of(ctx, url, reply)), None
-    content = b"".join(parts_of(ctx, url, reply, REPLY_BYTES))
+    content, most = b"", REPLY_BYTES if reply.status < 300 else float("inf")
+    for part in parts_of(ctx, url, reply, most):
+        content += part
+        if len(content) > REPLY_BYTES:  # what an error's status says is enough
+            break
     if reply.status >= 300:
-        what = "that nothing is new" if reply.status == 304 else "a redirect, which is not followed"
-        error = bad_reply(url, "answered with " + what)
+        error = bad_reply(url, f"answered HTTP {reply.status}, which is not followed")
         if reply.status >= 400:
             error = backend_error(reply.status, parse_json(content) or {}, None, target.key_source)
         error.parts = head + [content.rstrip() + b"\n"] * bool(content)
         raise error
-    if content and not is_json(content):
+    if content and parse_json(content) is None:
         raise bad_reply(url, "did not answer in JSON")
     # In one line: within JSON's strings there are no line breaks.
     line = b" ".join(content.splitlines()) or b"null"
@@ -1952,8 +1909,8 @@ ENVIRONMENT = {
 }
 GUIDE = """# Scripto: sign this machine in, with no browser
 
-You need Python 3.6 or newer and an email address whose mail you can read; signing in signs up a
-new one. The backend is THIS_URL.
+You need Python 3.6 or newer and an email whose mail you can read; signing in signs up a new one.
+The backend is THIS_URL.
 
 ## Get it
 
@@ -1970,11 +1927,11 @@ python3 -c 'import os, urllib.request as u; os.chmod(u.urlretrieve("THIS_URL/scr
 ```
 
 In a new shell set PATH so again, or say `python3 ~/.local/bin/scripto` for `scripto`. Flags stand
-behind the command. `--api-url URL` (or SCRIPTO_API_BASE_URL) is for another backend than this.
+behind the command; `--api-url URL` (or SCRIPTO_API_BASE_URL) is for another backend than this.
 
 ## Sign in
 
-In one step, where a mailbox can be read (leave --code-from out if SCRIPTO_CODE_FROM is set):
+In one step, where a mailbox can be read (or SCRIPTO_CODE_FROM is set, without --code-from):
 
 ```sh
 scripto auth login --email you@example.com --code-from SOURCE --json
@@ -1999,7 +1956,7 @@ With --json standard output is exactly one line:
 
 ```json
 {"success": true, "data": {"profile": "you", "active": true, "email": "you@example.com", \
-"userId": "user_1", "keyId": "key_1", "baseUrl": "THIS_URL", "apiKey": "scripto_********"}}
+"baseUrl": "THIS_URL", "apiKey": "scripto_********"}}
 {"success": false, "error": {"code": "unauthenticated", "message": "There is no API key.", \
 "nextAction": "sign in with: scripto auth login-request --email <your-email>"}}
 ```
@@ -2019,15 +1976,14 @@ scripto auth token | sed 's/^/Authorization: Bearer /' | curl -fsS -H @- THIS_UR
 ```
 
 SCRIPTO_API_KEY, if set, wins over it. Routes, with `Authorization: Bearer`: `GET /api/auth/me`
-(who), `GET /api/keys` (lists), `DELETE /api/keys/<id>` (revokes).
+(who), `GET /api/keys` (lists), `DELETE /api/keys/<id>` (revokes; so does `scripto keys revoke ID`).
 
 ## Several identities
 
 Each sign-in makes a profile, named after the email or by --profile-name NAME, and activates it.
 `scripto use` lists them, `scripto use NAME` switches; `--profile NAME` or SCRIPTO_PROFILE=NAME is
-for one command, or for agents side by side. `scripto logout [NAME]` forgets a key (without NAME the
-active one's) and does not revoke it; with --revoke it does. `scripto keys list` shows all keys of
-the identity in force, `scripto keys revoke ID --yes` ends one.
+for one command, or for agents side by side. `scripto logout [NAME]` forgets a key (the active
+one's), and revokes it only with --revoke.
 
 More: `scripto doctor` (what is wrong here), `scripto guide --json` (every command and flag).
 """
@@ -2045,23 +2001,29 @@ def guide_text(url, text=GUIDE):
     return text.replace("EXIT_STATUSES\n", statuses + "\n").replace("THIS_URL", url)
 
 
+def arguments_of(command):
+    """(an argument or flag, whether it is needed), for each that the command takes."""
+    return [(word.rstrip("!"), word.endswith("!")) for word in command.takes.split()]
+
+
 def cmd_guide(ctx, args):
     """The JSON is made of the tables that the program runs by; a default stands in parentheses in
     what an option is for."""
     url = given_url(ctx, args)[0] or default_url(ctx)
-    options = [
+    data = {"schemaVersion": 1, "version": __version__, "baseUrl": url, "commands": [
+        {"name": name, "purpose": command.purpose, "changes": command.changes,
+         "takes": [word for word, _ in arguments_of(command)],
+         "required": [word for word, needed in arguments_of(command) if needed],
+         "example": f"scripto {name} {command.example}".strip()}
+        for name, command in ctx.commands.items()
+    ], "options": [
         {"name": name, "takes": takes, "purpose": purpose,
          "default": (re.findall(r"\(([0-9.]+)\)", purpose) + [None])[0]}
-        for name, (takes, purpose) in ctx.options.items()]
-    commands = [
-        {"name": name, "purpose": command.purpose, "takes": command.takes.split(),
-         "example": f"scripto {name} {command.example}".strip(), "changes": command.changes}
-        for name, command in ctx.commands.items()]
-    errors = [{"code": code, "httpStatus": http, "exitStatus": status}
-              for code, (http, status) in ERRORS.items()]
-    data = {"schemaVersion": 1, "version": __version__, "baseUrl": url, "commands": commands,
-            "options": options, "errors": errors, "exitStatuses": EXIT_STATUSES,
-            "environment": ENVIRONMENT}
+        for name, (takes, purpose) in ctx.options.items()
+    ], "errors": [
+        {"code": code, "httpStatus": http, "exitStatus": status}
+        for code, (http, status) in ERRORS.items()
+    ], "exitStatuses": EXIT_STATUSES, "environment": ENVIRONMENT}
     return data, guide_text(url, SKILL * args.skill + GUIDE).splitlines()
 
 
@@ -2118,7 +2080,7 @@ def delivery_for(ctx, how, bound_to, sender):
     except ValueError:
         pass  # a bad port, or half a bracket
     forms = "maildir:DIR, smtp://[user@]host[:port], smtps://..., console (on loopback only)"
-    raise refused(f"Mail cannot go by '{kind}' from {bound_to}.", "pass --mail with: " + forms)
+    raise invalid(f"Mail cannot go by '{kind}' from {bound_to}.", "pass --mail with: " + forms)
 
 
 def deliver_to_maildir(folder, message):
@@ -2166,7 +2128,7 @@ def hand_over(smtp, sender, message, to):
     except (smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError) as error:
         if getattr(error, "recipients", {}).get(to, (550,))[0] < 500:  # greylisting, say
             raise
-        raise refused("The mail server takes no mail there.", NEXT_EMAIL + "login-request")
+        raise invalid("The mail server takes no mail there.", NEXT_EMAIL + "login-request")
 
 
 def deliver_by_smtp(ctx, url, sender, message, to):
@@ -2295,7 +2257,7 @@ class Store:
             raise self.trouble(f"cannot be used: {error}", hint)
 
     def trouble(self, what, hint):
-        return blocked(f"The database {self.path} {what}.", hint)
+        return failed(f"The database {self.path} {what}.", hint)
 
     def connect(self, seconds, synchronous):
         import sqlite3  # lazy
@@ -2454,7 +2416,7 @@ class Store:
             if live:
                 self.run("UPDATE live SET attempts = attempts - 1 WHERE email = ?", email)
                 self.add_event("wrong", email, address)
-            raise refused("The code is wrong or has expired.", NEXT_CODE)
+            raise invalid("The code is wrong or has expired.", NEXT_CODE)
         self.run("DELETE FROM live WHERE email = ?", email)
         key = KEY_PREFIX + secrets.token_urlsafe(32)
         user_id, key_id = "user_" + secrets.token_hex(12), "key_" + secrets.token_hex(12)
@@ -2561,7 +2523,7 @@ class Backend:
             self.count(client)
         fields = parse_json(request.body)
         if fields is None:
-            raise refused("The body is not a JSON object in UTF-8.", NEXT_EMAIL + command)
+            raise invalid("The body is not a JSON object in UTF-8.", NEXT_EMAIL + command)
         email = check_email(text_of(fields, "email"), command).lower()
         if not self.allows(email):
             hint = f"ask the operator of {self.public_url} to allow it, or use another email"
@@ -2865,30 +2827,30 @@ class RequestHandler:
         if not head:
             return None
         if len(head) > HEAD_BYTES:
-            raise refused(f"The header is larger than {HEAD_BYTES} bytes.", NEXT_GUIDE, 431)
+            raise invalid(f"The header is larger than {HEAD_BYTES} bytes.", NEXT_GUIDE, 431)
         first, _, rest = head.partition(b"\n")
         words = re.match(rb"([!-~]+) ([!-~]+) HTTP/1\.([01])\r?\Z", first)
         if not words or line not in (b"\r\n", b"\n") or re.search(rb"\r(?!\n)|\0", head):
-            raise refused("The request is not valid HTTP/1.1.", NEXT_GUIDE)
+            raise invalid("The request is not valid HTTP/1.1.", NEXT_GUIDE)
         self.method, target, minor = (word.decode() for word in words.groups())
         self.path = re.sub("(?i)^https?://[^/?]*", "", target).partition("?")[0]
         self.persistent = minor == "1"
         try:
             self.headers = http.client.parse_headers(io.BytesIO(rest))
         except http.client.HTTPException:
-            raise refused("The header has too many fields.", NEXT_GUIDE, 431)
+            raise invalid("The header has too many fields.", NEXT_GUIDE, 431)
         return self.check_head()
 
     def check_head(self):
         lengths = self.headers.get_all("Content-Length", ["0"])
         hosts = len(self.headers.get_all("Host", []))
         if "Transfer-Encoding" in self.headers:
-            raise refused("A body has to come with its length, not in chunks.", NEXT_GUIDE, 501)
+            raise invalid("A body has to come with its length, not in chunks.", NEXT_GUIDE, 501)
         plain = len(lengths) == 1 and re.match(r"[0-9]{1,9}\Z", lengths[0])
         if self.headers.defects or not plain or hosts > 1 or (self.persistent and not hosts):
-            raise refused("The header is malformed.", NEXT_GUIDE)
+            raise invalid("The header is malformed.", NEXT_GUIDE)
         if int(lengths[0]) > BODY_BYTES:
-            raise refused(f"The body is larger than {BODY_BYTES} bytes.", NEXT_GUIDE, 413)
+            raise invalid(f"The body is larger than {BODY_BYTES} bytes.", NEXT_GUIDE, 413)
         if self.headers.get("Expect", "").lower() == "100-continue":
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return int(lengths[0])
@@ -2948,7 +2910,7 @@ def make_server(host, port):
         return Server((host, port), Handler)
     except (OSError, UnicodeError) as error:
         hint = "pass another --host or --port; --port 0 takes a free one"
-        raise blocked(f"Cannot listen at {host}, port {port}: {error}.", hint)
+        raise failed(f"Cannot listen at {host}, port {port}: {error}.", hint)
 
 
 # ---- Operator -------------------------
@@ -2965,7 +2927,7 @@ def tls_context(args):
         context.load_cert_chain(args.tls_cert or "", args.tls_key or "")
     except (OSError, ValueError) as error:
         hint = "pass both --tls-cert and --tls-key: PEM files that belong together"
-        raise refused(f"The certificate cannot be used: {error}.", hint)
+        raise invalid(f"The certificate cannot be used: {error}.", hint)
     return context
 
 
@@ -2981,7 +2943,7 @@ def backend_for(ctx, args, host):
     for flag, text in addresses + [("--allow", re.sub("^@", "x@", rule)) for rule in rules]:
         pattern = flag == "--allow" and "*" in text  # which would match nobody
         if text is not None and (pattern or not is_email(text)):
-            raise refused(f"'{readable(text)[:80]}' is no address.", f"pass another {flag}")
+            raise invalid(f"'{readable(text)[:80]}' is no address.", f"pass another {flag}")
     deliver = delivery_for(ctx, args.mail or "console", host, sender)
     return Backend(ctx, deliver, sender, rules, rate_limit)
 
@@ -3024,7 +2986,7 @@ def start_command(ctx, args, url):
         return subprocess.Popen(args.command, env=env, start_new_session=not is_terminal(ctx.stdin))
     except (OSError, ValueError) as error:
         problem = f"'{readable(args.command[0])}' cannot be run: {error}."
-        raise refused(problem, "look at the command behind --")
+        raise invalid(problem, "look at the command behind --")
     finally:
         os.umask(own)
 
@@ -3110,7 +3072,7 @@ def cmd_serve(ctx, args):
     try:
         folder = tempfile.TemporaryDirectory(prefix="scripto-serve-")
     except OSError as error:
-        raise blocked(f"There is no place for temporary files: {error}.", "set TMPDIR to one")
+        raise failed(f"There is no place for temporary files: {error}.", "set TMPDIR to one")
     with folder as path:
         args.port, args.db = args.port or "0", args.db or os.path.join(path, "scripto.db")
         args.mail = args.mail or "maildir:" + os.path.join(path, "mail")
@@ -3130,15 +3092,13 @@ def cmd_users(ctx, args):
 
 
 def cmd_users_remove(ctx, args):
-    email = readable(args.email or "").lower()
-    if not email:
-        raise refused("The email is missing.", "Pass <email> to: scripto users remove")
+    email = readable(args.email).lower()
     store = Store(ctx, args.db, serving=False)
-    confirm(ctx, args, f"Remove {email}, with every key?", "users remove")
+    confirm(ctx, args, f"Remove {email}, with every key?", "users remove" + flags_of(args, "--db"))
     known = store.write(store.delete_user, email)
     store.close()
     if not known:
-        hint = "see who has with: scripto users list"
+        hint = "see who has with: scripto users list" + flags_of(args, "--db")
         raise ScriptoError("not-found", f"Nobody has signed up as '{email[:EMAIL_LENGTH]}'.", hint)
     return {"removed": email}, [f"✓ Removed: {email}, with every key"]
 
@@ -3149,12 +3109,12 @@ def demo_needs():
 
     program = os.path.abspath(globals().get("__file__", "scripto.py"))
     if not os.path.isfile(program):  # but standard input, or inside a zip file
-        raise blocked("The demo runs this program's file, and there is none.",
+        raise failed("The demo runs this program's file, and there is none.",
                       "save it as scripto.py, and run: python3 scripto.py demo")
     try:
         return program, tempfile.TemporaryDirectory(prefix="scripto-demo-")
     except OSError as error:
-        raise blocked(f"There is no place for temporary files: {error}.", "set TMPDIR to one")
+        raise failed(f"There is no place for temporary files: {error}.", "set TMPDIR to one")
 
 
 def demo_step(start, words):
@@ -3199,7 +3159,7 @@ def cmd_demo(ctx, args):
                     break
             else:
                 text = "The demo's backend does not start: " + " ".join(said)
-                raise blocked(text, NEXT_DOCTOR)
+                raise failed(text, NEXT_DOCTOR)
             env["SCRIPTO_API_BASE_URL"] = said[-1]
             steps = list(demo_steps(start, os.path.join(folder, "mail", "new")))
         finally:
@@ -3231,7 +3191,7 @@ class Findings(dict):
         try:
             return examine(*values)
         except (ScriptoError, ImportError) as error:
-            error = lacking(error) if isinstance(error, ImportError) else error
+            error = missing_module(error) if isinstance(error, ImportError) else error
             new = error.code == "unauthenticated"  # nobody has signed in yet
             self.add(name, error.message, error.next_action, "warning" if new else bad)
 
@@ -3265,7 +3225,7 @@ def examine_tls(found):
     known = checked_tls().cert_store_stats()["x509_ca"]
     if not known and not (folder and os.access(folder, os.R_OK) and os.listdir(folder)):
         hint = "install ca-certificates, or set SSL_CERT_FILE to a file of certificates"
-        raise blocked("No certificate authority is known here.", hint)
+        raise failed("No certificate authority is known here.", hint)
     found.add("tls", ssl.OPENSSL_VERSION)
 
 
@@ -3313,44 +3273,53 @@ def cmd_doctor(ctx, args):
 
 
 # ---- Completion -----------------------
-# Scripts for three shells, with the table of commands in them: a Tab starts this program for the
-# names of profiles only.
+# Scripts for three shells. What may come one program for sh finds out for all of them, by the table
+# of commands: a Tab starts Python for the names of profiles only.
 
-PROFILES = r""""$program" use --json 2>/dev/null | tr , '\n' |
-    sed -n 's/.*"name": "\([A-Za-z0-9._-]*\)".*/\1/p'"""
-# For bash and zsh. `name` is what the rows begin with that may come now.
-FIND = r"""  local IFS=$'\n' name= last= each= row= files= table=('' TABLE) found=()
-  for each in "${typed[@]}"; do
-    case $each in =) continue ;; --) ;; -*) last=$each; continue ;; esac
-    last=
-    [[ ${table[*]} == *$'\n'"$name $each:"* ]] && name="$name $each"
-  done
-  [[ ${table[*]} == *$'\n'"$name $last:"* ]] && name="$name $last"
-  [[ $program == '~/'* ]] && program=$HOME/${program#*/}
-  for row in "${table[@]}"; do
-    [[ $row == "$name:"* ]] && row=${row#*:} || continue
-    case $row in
-      @:) [[ $word == -* ]] || found+=($(PROFILES)) ;;
-      /:) files=1 ;;
-      -*) [[ $word == -* ]] && found+=("$row") ;;
-      *) found+=("$row") ;;
-    esac
-  done"""
+# Called with the word at the cursor, then those before. Exit status 1: files are wanted.
+FIND = r"""exec 2>/dev/null
+table=TABLE
+word=$1 program=$2 name= last= equals=
+shift 2
+has() { case $table in *"
+$name$1:"*) ;; *) false ;; esac; }
+for each; do
+  case $each in =) continue ;; --) ;; -*) last=" $each"; continue ;; esac
+  last=
+  has " $each" && name="$name $each"
+done
+case $word in --*=*) last=" ${word%%=*}" equals=${word%%=*}= word=${word#*=} ;; esac
+has "$last" && name=$name$last
+has :/ && exit 1
+case $word in -*) kind=- ;; *) kind="[!-@]" ;; esac
+case $program in "~/"*) program=$HOME/${program#??} ;; esac
+has :@ && [ $kind != - ] && "$program" use --json | tr , "\n" |
+  sed -n "s/.*\"name\": \"\([A-Za-z0-9._-]*\)\".*/$equals\1/p"
+set -f
+IFS="
+"
+for row in $table; do
+  case $row in "$name:"$kind*)
+    row=${row#"$name:"}
+    printf "FORM\n" "$equals${row%%:*}" "${row#*:}"
+  esac
+done"""
 SHELLS = {
-    # It needs no bash-completion.
+    # It needs no bash-completion, and no sh: it runs the program itself, in a third of the time.
     "bash": r"""_scripto() {
-  local program=$1 word=$2 typed=("${COMP_WORDS[@]:1:COMP_CWORD-1}")
-FIND
-  [[ -z $files ]] || compopt -o default 2>/dev/null
-  COMPREPLY=($(compgen -W "${found[*]%%:*}" -- "$word"))
+  local IFS=$'\n' found
+  found=$(set -- "$2" "${COMP_WORDS[@]:0:COMP_CWORD}"
+FIND) || compopt -o default 2>/dev/null
+  COMPREPLY=($(compgen -W "$found" -- "$2"))
 }
 complete -F _scripto CALLED""",
     # By eval, also before compinit or without it, or as a file in a folder of fpath.
     "zsh": r"""#compdef CALLED
 _scripto() {
-  local program=$words[1] word=$PREFIX typed=("${(@)words[2,CURRENT-1]}")
-FIND
-  [[ $files ]] && _files || _describe scripto found
+  local -a found
+  found=(${(f)"$(sh -c FIND sh "$PREFIX" "${(@)words[1,CURRENT-1]}")"}) ||
+    { compset -P '*='; _files; return }
+  _describe scripto found
 }
 _scripto_late() {
   emulate -L zsh
@@ -3365,42 +3334,25 @@ else
   _scripto_late
 fi""",
     "fish": r"""function __scripto
-  set -l typed (commandline -opc)
-  set -l program (string replace -r '^~/' "$HOME/" $typed[1])
   set -l word (commandline -ct)
-  set -l table TABLE
-  set -l name ''
-  set -l last ''
-  for each in $typed[2..-1]
-    set last $each
-    string match -qr '^-[^-]|^--.' -- $each; and continue
-    set last ''
-    string match -q -- "$name $each:*" $table; and set name "$name $each"
-  end
-  string match -q -- "$name $last:*" $table; and set name "$name $last"
-  set -l kind '[^-:@/]'
-  if string match -q -- '-*' $word
-    set kind -
-  else if contains -- "$name:@:" $table; and type -q "$program"
-    PROFILES
-  end
-  contains -- "$name:/:" $table; and __fish_complete_path $word
-  string replace -fr "^$name:("$kind"[^:]*):(.*)" '$1'\t'$2' -- $table
+  sh -c FIND sh "$word" (commandline -opc)
+  or __fish_complete_path "$word"
 end
 complete -f -c CALLED -a '(__scripto)'""",
 }
+FORMS = {"bash": "%s%.0s", "zsh": "%s:%s", "fish": r"%s\t%s"}  # of a word and what it is for
 
 
 def followers(ctx):
     """Rows `typed:what may follow:why`; @ stands for a profile's name, / for a file's."""
-    rows = [":--help:show the commands", ":--version:show the version"]
-    values = {"NAME": "@", "FILE": "/", "|".join(SHELLS): SHELLS}
+    rows = ["", ":--help:show the commands", ":--version:show the version"]
+    values = {"NAME": "@", "FILE": "/", "COMMAND": "/", "|".join(SHELLS): SHELLS}
     for name, command in ctx.commands.items():
         group, _, last = f" {name}".rpartition(" ")
         if group and group[1:] not in ctx.commands:
             rows.append(f":{group[1:]}:commands")
         rows.append(f"{group}:{last}:{command.purpose}")
-        for word in command.takes.split() + ["--json", "--help"]:
+        for word, _ in arguments_of(command) + [("--json", False), ("--help", False)]:
             (takes, purpose), typed = ctx.options[word], " " + name
             if word[0] == "-":
                 rows.append(f"{typed}:{word}:{purpose}")
@@ -3411,13 +3363,16 @@ def followers(ctx):
 
 def cmd_completion(ctx, args):
     """For the name that it is called by, too."""
+    from shlex import quote  # lazy
+
     called = {"scripto"} | set(re.findall(r"\A[\w.][\w.-]*\Z", os.path.basename(sys.argv[0])))
-    parts = {"FIND": FIND, "PROFILES": PROFILES,
-             "TABLE": " ".join(map(shell_word, followers(ctx))),
-             "CALLED": (" -c " if args.shell == "fish" else " ").join(sorted(called))}
-    script = SHELLS[args.shell]
-    for word, text in parts.items():
-        script = script.replace(word, text)
+    find = FIND.replace("FORM", FORMS[args.shell])
+    find = find.replace("TABLE", quote("\n".join(followers(ctx))))
+    find = find if args.shell == "bash" else quote(find)
+    if args.shell == "fish":  # where a backslash means something between single quotes, too
+        find = find.replace("\\", "\\\\")
+    joint = " -c " if args.shell == "fish" else " "
+    script = SHELLS[args.shell].replace("CALLED", joint.join(sorted(called))).replace("FIND", find)
     return {"script": script}, script.splitlines()
 
 
@@ -3427,9 +3382,12 @@ def cmd_completion(ctx, args):
 OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "name": ("NAME", "a profile"),
     "email": ("EMAIL", "who has signed up"),
+    "shell": ("bash|zsh|fish", "the shell"),
+    "id": ("ID", "a key's id, as keys list has it"),
+    "path": ("PATH", "a path at the backend"),
     "--email": ("EMAIL", "the email to sign in with"),
     "--code": ("CODE", "the six-digit code; - reads standard input"),
-    "--code-from": ("SOURCE", "where to read it: -, cmd:COMMAND, maildir:DIR, mbox:FILE,"
+    "--code-from": ("SOURCE", "-, cmd:COMMAND, maildir:DIR, mbox:FILE or"
                     " imaps://USER@HOST[:PORT][/FOLDER] (else SCRIPTO_CODE_FROM, a prompt)"),
     "--timeout": ("SECONDS", "how long to wait for it (90)"),
     "--name": ("TEXT", "what to call the new key"),
@@ -3438,9 +3396,6 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--profile": ("NAME", "the profile (else SCRIPTO_PROFILE, the active one)"),
     "--api-key": ("KEY", "the key (else SCRIPTO_API_KEY, the profile's); - reads standard input"),
     "--yes": (None, "do not ask"),
-    "shell": ("bash|zsh|fish", "the shell"),
-    "id": ("ID", "a key's id, as keys list has it"),
-    "path": ("PATH", "a path at the backend"),
     "-X": ("METHOD", "the method (GET; POST with -d)"),
     "-d": ("BODY", "JSON to send; @FILE or - reads a file or standard input"),
     "-q": ("NAME=VALUE", "a query parameter; may be given again"),
@@ -3460,39 +3415,41 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--allow": ("RULE", "let in only @domain or this address; may be given again"),
     "--test-mail": ("ADDRESS", "send one mail there, and end"),
     "--skill": (None, "as an agent skill, SKILL.md (agentskills.io)"),
-    "--": ("FILE", "a command, with words of its own"),
+    "--": ("COMMAND", "a command, with words of its own"),
     "--json": (None, "answer in JSON"),
     "--help": (None, "show this and do nothing"),
 }
+REPEATED = ("--allow", "-q", "-H")
 BACKEND = " --api-url --profile"
 SIGN_IN, KEY = " --name --profile-name" + BACKEND, "--api-key" + BACKEND
-# What it does, its arguments and flags, an example of them, and where it changes something.
+# What it does, its arguments and flags (with ! what it needs), an example of them, and where it
+# changes something.
 Command = collections.namedtuple("Command", "work purpose takes example changes")
+Command.__new__.__defaults__ = ("", "")
 COMMANDS = {
     "auth login": Command(
         cmd_login, "sign in, in one step; a new email signs up",
-        "--email --code-from --timeout" + SIGN_IN,
+        "--email! --code-from --timeout" + SIGN_IN,
         "--email you@example.com --code-from maildir:mail", "here, backend"),
     "auth login-request": Command(
         cmd_login_request, "email a six-digit sign-in code",
-        "--email" + BACKEND, "--email you@example.com", "backend"),
+        "--email!" + BACKEND, "--email you@example.com", "backend"),
     "auth login-complete": Command(
         cmd_login_complete, "sign in with the code; a new email signs up",
-        "--email --code" + SIGN_IN,
-        "--email you@example.com --code 123456", "here, backend"),
-    "auth token": Command(cmd_token, "print the API key in force", KEY, "", ""),
-    "whoami": Command(cmd_whoami, "ask the backend whose key this is", KEY, "", ""),
+        "--email! --code!" + SIGN_IN, "--email you@example.com --code 123456", "here, backend"),
+    "auth token": Command(cmd_token, "print the API key in force", KEY),
+    "whoami": Command(cmd_whoami, "ask the backend whose key this is", KEY),
     "use": Command(cmd_use, "list the profiles, or switch to one", "name", "you", "here"),
     "logout": Command(
         cmd_logout, "remove a profile (the active one); without --revoke its key works on",
         "name --revoke", "you", "here, backend"),
-    "keys list": Command(cmd_keys_list, "list your keys at the backend", KEY, "", ""),
+    "keys list": Command(cmd_keys_list, "list your keys at the backend", KEY),
     "keys revoke": Command(
-        cmd_keys_revoke, "end one of your keys", "id --yes " + KEY, "key_1f2e3d", "backend"),
+        cmd_keys_revoke, "end one of your keys", "id! --yes " + KEY, "key_1f2e3d", "backend"),
     "config set": Command(
         cmd_config_set, "store a key that you have as a profile",
-        "--api-key --profile-name --api-url", "--api-key -", "here"),
-    "config show": Command(cmd_config_show, "show profiles and what is in force", KEY, "", ""),
+        "--api-key! --profile-name --api-url", "--api-key -", "here"),
+    "config show": Command(cmd_config_show, "show profiles and what is in force", KEY),
     "config clear": Command(
         cmd_config_clear, "forget a profile, or all, on this machine; their keys are not revoked",
         "--profile --yes", "--yes", "here"),
@@ -3500,31 +3457,37 @@ COMMANDS = {
         cmd_serve, "run a backend",
         "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
         " --behind-proxy --rate-limit --allow --test-mail --", "--mail maildir:mail", "here"),
-    "completion": Command(cmd_completion, "make a shell complete all this", "shell", "bash", ""),
+    "completion": Command(cmd_completion, "make a shell complete all this", "shell!", "bash"),
     "api": Command(
         cmd_api, "send a request with the key, and print the reply as it comes",
-        "path -X -d -q -H -i " + KEY, "api/keys/key_1f2e3d -X DELETE", "backend"),
+        "path! -X -d -q -H -i " + KEY, "api/keys/key_1f2e3d -X DELETE", "backend"),
     "run": Command(
-        cmd_run, "run a command that finds the key in SCRIPTO_API_KEY", KEY + " --",
-        "-- deploy.sh production", ""),
-    "users": Command(cmd_users, "list who has signed up at your backend", "--db", "", ""),
-    "users list": Command(cmd_users, "the same", "--db", "", ""),
+        cmd_run, "run a command that finds the key in SCRIPTO_API_KEY", KEY + " --!",
+        "-- deploy.sh production"),
+    "users": Command(cmd_users, "list who has signed up at your backend", "--db"),
+    "users list": Command(cmd_users, "the same", "--db"),
     "users remove": Command(
-        cmd_users_remove, "remove one, with every key", "email --db --yes", "you@example.com",
+        cmd_users_remove, "remove one, with every key", "email! --db --yes", "you@example.com",
         "backend"),
-    "demo": Command(cmd_demo, "see the whole sign-in, in a throw-away folder", "", "", ""),
+    "demo": Command(cmd_demo, "see the whole sign-in, in a throw-away folder", ""),
     "guide": Command(
-        cmd_guide, "how an agent signs in; as JSON: all there is", "--skill --api-url", "", ""),
-    "doctor": Command(cmd_doctor, "check what works on this machine", KEY, "", ""),
+        cmd_guide, "how an agent signs in; as JSON: all there is", "--skill --api-url"),
+    "doctor": Command(cmd_doctor, "check what works on this machine", KEY),
 }
 GROUPS = ("auth", "config", "keys")
+
+
+def help_lines(usage, head, rows, end):
+    rows = [f"  {word:20} {purpose}" for word, purpose in rows]
+    lines = [f"Usage: scripto {usage} [flags]", "", *head, *rows, "", end]
+    return {"help": lines}, lines
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, whose errors take the one way out."""
 
     def error(self, message):
-        raise refused(message[:1].upper() + message[1:] + ".", f"see: {self.prog} --help")
+        raise invalid(message[:1].upper() + message[1:] + ".", f"see: {self.prog} --help")
 
 
 def parser_for(name):
@@ -3536,29 +3499,27 @@ def parser_for(name):
                     add_help=False, allow_abbrev=False,
                     formatter_class=lambda prog: argparse.HelpFormatter(prog, width=96))
     parser.color = False  # Python 3.14 would colour what is not yet known to go to a terminal
-    for word in command.takes.split() + ["--json", "--help"]:
+    for word, needed in arguments_of(command) + [("--json", False), ("--help", False)]:
         takes, purpose = OPTIONS[word]
         if word == "--":  # no flag: run() splits there
             continue
         more = {"metavar": takes} if takes else {"action": "store_true"}
-        if word in ("name", "email", "--email", "--code"):
-            more["nargs"] = "?"  # what is missing is said later
+        if needed or word == "name":
+            more["nargs"] = "?"  # what is missing is said later, in words of our own
         if word in ("--allow", "-q", "-H"):
             more["action"] = "append"
         if "|" in (takes or ""):
             more["choices"] = takes.split("|")
         parser.add_argument(word, help=purpose.replace("%", "%%"), **more)
-    if "--" in command.takes.split():
+    if "--" in dict(arguments_of(command)):
         parser.usage = parser.format_usage()[len("usage: ") :].rstrip() + " [-- COMMAND ...]"
     return parser
 
 
 def overview(prefix=""):
-    lines = [f"Usage: scripto {prefix}<command> [flags]", ""]
-    shown = [name for name in COMMANDS if name.startswith(prefix)]
-    lines += [f"  {name:20} {COMMANDS[name].purpose}" for name in shown]
-    lines += ["", "Every command takes --json and --help. Try it with: scripto demo"]
-    return {"help": lines}, lines
+    rows = [(name, COMMANDS[name].purpose) for name in COMMANDS if name.startswith(prefix)]
+    end = "Every command takes --json and --help. Try it with: scripto demo"
+    return help_lines(prefix + "<command>", (), rows, end)
 
 
 def unknown(kind, word, known, hint):
@@ -3571,7 +3532,7 @@ def unknown(kind, word, known, hint):
             hint = "did you mean: " + known[alike]
     except ImportError:  # in a minimal Python: then without a suggestion
         pass
-    return refused(f"Unknown {'flag' if word.startswith('-') else kind} '{word}'.", hint)
+    return invalid(f"Unknown {'flag' if word.startswith('-') else kind} '{word}'.", hint)
 
 
 def find_command(words):
@@ -3586,11 +3547,42 @@ def find_command(words):
     hint = "see the commands with: scripto --help"
     if words[0].startswith("-"):
         hint = "put flags behind the command"
-    raise unknown("command", " ".join(words[: 2 if words[0] in GROUPS else 1]), known, hint)
+    raise unknown("command", " ".join(words[: 1 + (words[0] in GROUPS)]), known, hint)
+
+
+def missing(name, word):
+    value = f"{word} <your-{OPTIONS[word][0].lower()}>" if word.startswith("-") else f"<{word}>"
+    hint = NEXT_CODE if word == "--code" else f"Pass {value} to: scripto {name}"
+    return invalid(f"The {word.strip('-') or 'command'} is missing.", hint)
+
+
+def check_program(word):
+    """Before anything is served or said."""
+    import shutil  # lazy
+
+    if not shutil.which(word):
+        problem = f"'{readable(word)}' cannot be run: there is no such program."
+        raise invalid(problem, "look at the command behind --")
+
+
+def parse(name, words, behind):
+    """The arguments by name. None of what stands `behind`, `--` and all, is looked at."""
+    parser, takes = parser_for(name), dict(arguments_of(COMMANDS[name]))
+    args, extra = parser.parse_known_args(words)
+    if extra:
+        known = {word: word for word in (*takes, "--json", "--help") if re.match("--.", word)}
+        raise unknown("argument", extra[0], known, f"see: {parser.prog} --help")
+    if behind and "--" not in takes:
+        parser.error(f"'{name}' takes nothing behind --")
+    args.command = behind[1:] or None
+    for word, needed in takes.items():
+        value = getattr(args, word.strip("-").replace("-", "_") or "command")
+        if value is None and (needed or word in behind[:1]):
+            raise missing(name, word)
+    return args
 
 
 def run(ctx, words):
-    """What stands behind `--` is another command's alone, and none of it is looked at here."""
     split = words.index("--") if "--" in words else len(words)
     words, behind = words[:split], words[split:]
     ctx.as_json = "--json" in words
@@ -3602,20 +3594,12 @@ def run(ctx, words):
     if words[0] in GROUPS and words[1:] in ([], ["--help"]):
         return overview(words[0] + " ")
     name, rest = find_command(words)
-    parser = parser_for(name)
     if "--help" in rest:
-        lines = parser.format_help().splitlines()
+        lines = parser_for(name).format_help().splitlines()
         return {"help": lines}, lines
-    args, extra = parser.parse_known_args(rest)
-    takes = COMMANDS[name].takes.split()
-    if extra:
-        known = {word: word for word in takes + ["--json", "--help"] if re.match("--.", word)}
-        raise unknown("argument", extra[0], known, f"see: {parser.prog} --help")
-    if behind and "--" not in takes:
-        parser.error(f"'{name}' takes nothing behind --")
-    if behind == ["--"]:
-        parser.error("No command stands behind --")
-    args.command = behind[1:]
+    args = parse(name, rest, behind)
+    if behind:
+        check_program(behind[1])
     return COMMANDS[name].work(ctx, args)
 
 
@@ -3629,7 +3613,7 @@ def status_of(ctx, words):
     except ScriptoError as error:
         return show_error(ctx, error)
     except ImportError as error:
-        return show_error(ctx, lacking(error))
+        return show_error(ctx, missing_module(error))
     except KeyboardInterrupt:
         if is_terminal(ctx.stderr):
             say(ctx, "")  # what was typed stands on the line
@@ -3643,7 +3627,7 @@ def main(argv=None):
     """With words of its own it returns the exit status; by itself it exits with that, so that the
     start of a zip file need not know."""
     words = sys.argv[1:] if argv is None else argv
-    ctx = Context(False, COMMANDS, OPTIONS)  # run() finds out about --json
+    ctx = Context(COMMANDS, OPTIONS)
     ctx.umask = os.umask(0o077)  # what is made here holds keys, codes and hashes
     try:
         status = status_of(ctx, words)

@@ -636,6 +636,7 @@ def test_a_stored_key_is_not_sent_elsewhere(newest, raw_server, words, how):
     env = {} if flags else {"SCRIPTO_API_BASE_URL": there.url}
     error = refused(newest.run(*words, *flags, "--json", env=env), "failed-precondition", 1)
     assert "--api-key" in error["nextAction"] and "auth login-request" in error["nextAction"]
+    assert error["nextAction"].startswith("drop " + ("--api-url" if flags else "SCRIPTO_API_BASE_URL"))
     assert there.requests == [] and here.requests == []
 
 

@@ -207,6 +207,29 @@ def test_a_profile_of_the_environment_is_said_to_be_in_force(newest, words):
     assert "SCRIPTO_PROFILE" not in newest.run(*words).err
 
 
+def test_a_sign_in_needs_no_profile_where_the_backend_is_named(newest, backend):
+    """SCRIPTO_PROFILE names one that is not there yet; without a backend that never means
+    production, and the hint says whose fault it is."""
+    env = {"SCRIPTO_PROFILE": "nobody"}
+    words = ["auth", "login", "--email", "you@example.com", "--json", "--code-from",
+             "maildir:%s" % backend.maildir]  # fmt: skip
+    error = newest.run(*words, env=env).error
+    assert error["code"] == "not-found" and "SCRIPTO_PROFILE" in error["nextAction"]
+    run = newest.run(*words, "--api-url", backend.url, env=env)
+    assert run.data["profile"] == "you"
+    assert "SCRIPTO_PROFILE is set: profile nobody is in force" in run.err
+
+
+@pytest.mark.parametrize("env, told", [
+    ({}, ""), ({"SCRIPTO_PROFILE": "you"}, ""), ({"SCRIPTO_PROFILE": "me"}, "SCRIPTO_PROFILE"),
+    ({"SCRIPTO_API_KEY": OTHER_KEY}, "SCRIPTO_API_KEY"),
+], ids=str)  # fmt: skip
+def test_what_overrides_a_profile_is_told_when_it_is_stored(newest, env, told):
+    words = ["config", "set", "--api-key", KEY, "--profile-name", "you"]
+    run = newest.run(*words, env=env)
+    assert run.status == 0 and told in run.err and bool(run.err) == bool(told)
+
+
 def test_logout_means_the_profile_in_force(newest):
     """Not the active one, which may be another agent's."""
     newest.write_config(some_state())

@@ -199,6 +199,13 @@ def test_profile_names_are_read_when_tab_is_pressed(shell, line):
     assert shell.offers(line) == {"new.one"}
 
 
+def test_a_value_may_be_tied_to_its_flag(shell):
+    """Offered with the flag before it, as the shell takes the word for one."""
+    tied = "a.b" if shell.name == "bash" else "--profile=a.b"  # which breaks it at the sign
+    line = "scripto whoami --profile" + (" = a" if shell.name == "bash" else "=a")
+    assert tied in shell.offers(line)
+
+
 def test_flags_of_a_command_that_takes_a_name_start_nothing(shell):
     assert shell.offers("scripto use --") == {"--json", "--help"} and shell.starts() == []
 

@@ -260,6 +260,7 @@ REMOTE = {
                         "resource-exhausted", None),
     "500 sending failed": ("login-request", failure(500, "internal"), "internal", RETRY),
     "500 at login-complete": ("login-complete", failure(500, "internal"), "internal", None),
+    "404 and no JSON": ("whoami", http_reply(HTML, 404), "invalid-response", None),
     "502 and no JSON": ("whoami", http_reply(HTML, 502), "internal", None),
     "503 with nothing": ("login-request", http_reply(b"", 503), "internal", None),
     "not JSON": ("login-request", http_reply(HTML), "invalid-response", None),

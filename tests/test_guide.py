@@ -124,6 +124,15 @@ def test_every_flag_of_every_command_is_the_parsers(described, newest):
         assert set(command["changes"].split(", ")) <= {"", "here", "backend"}
 
 
+def test_what_a_command_needs_is_what_its_parser_asks_for(described, newest):
+    needed = {each["name"]: each["required"] for each in described["commands"]}
+    assert needed["auth login-complete"] == ["--email", "--code"] and needed["use"] == []
+    assert needed["run"] == ["--"] and needed["serve"] == []
+    for name, words in needed.items():
+        error = newest.run(*name.split(), "--json").error if words else {"message": " is missing"}
+        assert "is missing" in error["message"], name
+
+
 def test_a_default_is_named(described):
     options = {each["name"]: each for each in described["options"]}
     assert options["--timeout"]["default"] == "90" and options["--port"]["default"] == "8787"

@@ -758,7 +758,7 @@ def test_a_mailbox_that_was_made_anew_meanwhile(newest, backend, imap):
     """Another UIDVALIDITY: what it holds then may all be old."""
     server = imap()
     process = start_login(newest, backend, server.url(), env=PASSWORD)
-    wait_until(lambda: "NOOP" in server.asked)
+    wait_until(lambda: server.asked and server.asked[-1].startswith("UID SEARCH"))  # and found none
     server.validity, server.mails = 8, list(OLD)
     server.drop.append("NOOP")
     wait_until(lambda: sum(each.startswith("LOGIN") for each in server.asked) == 2)

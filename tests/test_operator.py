@@ -85,6 +85,8 @@ def test_what_users_refuses(backend, scripto, words, code, status):
     result = users(scripto, backend, *words)
     assert (result.error["code"], result.status) == (code, status)
     assert result.error["nextAction"] and is_accepted(backend, key)
+    if code != "invalid-argument" or words == REFUSED["no terminal to ask at"][0]:
+        assert result.error["nextAction"].endswith(" --db %s" % backend.db)  # so it can be run
 
 
 @pytest.mark.parametrize("words", [["list"], ["remove", YOU, "--yes"]])
@@ -280,7 +282,9 @@ def test_what_stands_behind_is_the_command_s_alone(scripto):
 @pytest.mark.parametrize("command", ["/nonexistent/command", ""])
 def test_a_command_that_is_none_is_refused(scripto, command):
     result = beside(scripto, command)
-    assert result.status == 2 and result.err.startswith("✗ ")
+    assert result.status == 2 and result.err.startswith("✗ ") and result.out == ""
+    words = ["serve", "--json", "--", command]
+    assert scripto.run(*words).error["code"] == "invalid-argument"
 
 
 def test_other_commands_take_nothing_behind(scripto):

@@ -91,6 +91,14 @@ def test_api_sets_headers(at):
     assert request.count(b"accept:") == 1 and b"\r\naccept: text/csv\r\n" in request
 
 
+def test_a_header_that_is_given_wins_over_the_usual_one(at):
+    api, server = at(http_reply({}))
+    assert api("a", "-d", "{}", "-H", "content-type: application/x-own").status == 0
+    request = server.requests[0].lower()
+    assert request.count(b"content-type:") == 1
+    assert b"\r\ncontent-type: application/x-own\r\n" in request
+
+
 BAD = {
     "no path": [], "a URL": ["https://elsewhere.example/"], "a URL of another sort": ["ftp:x"],
     "another host": ["//elsewhere.example/"], "what Git Bash makes of it": ["C:/Git/api/keys"],
@@ -181,6 +189,12 @@ def test_an_error_is_no_answer(at, status, exit_status, code):
     assert said(api("a"), code, exit_status) == "\0why"
     assert said(api("a", "-i"), code, exit_status).startswith("HTTP/1.1 %d Whatever\n" % status)
     assert len(server.requests) == 2
+
+
+def test_an_error_with_a_long_body_keeps_its_status(at):
+    api, _ = at(http_reply(b"x" * (3 << 20), 503))
+    assert 1 << 20 <= len(said(api("a"), "internal", 3)) < 2 << 20
+    assert api("a", "--json").error["code"] == "internal"
 
 
 def test_the_backends_error_is_passed_through(at):
@@ -336,7 +350,7 @@ def test_run_on_windows_waits(newest, tmp_path):
     """Not Windows: a Python that says it is, since what counts there is that nothing is replaced
     and the exit status comes back."""
     runner = tmp_path / "runner.py"
-    runner.write_text("import os, runpy, sys, subprocess\nsys.argv[0] = %r\nos.name = 'nt'\n"
+    runner.write_text("import os, runpy, shutil, sys, subprocess\nsys.argv[0] = %r\nos.name = 'nt'\n"
                       "del os.execvpe\n"
                       "runpy.run_path(%r, run_name='__main__')" % (PROGRAM, PROGRAM))  # fmt: skip
     result = newest.run("run", "--", "sh", "-c", 'echo "$SCRIPTO_API_KEY"; exit 9',
@@ -480,6 +494,10 @@ def test_a_key_that_is_refused_counts_as_revoked(signed_in):
     scripto, backend, _ = signed_in
     profile = scripto.state()["profiles"]["you"]
     backend.request("DELETE", "/api/keys/" + profile["keyId"], key=profile["apiKey"])
+    before = scripto.config.read_bytes()
+    out = scripto.run("logout", "--revoke").out
+    assert "Its key was not valid any more" in out and "is revoked" not in out
+    scripto.config.write_bytes(before)
     assert scripto.run("logout", "--revoke", "--json").data["revoked"] is True
     assert scripto.state()["profiles"] == {}
 
