@@ -161,6 +161,15 @@ def test_an_old_mail_that_a_reader_moves_is_not_new(newest, backend):
 
 
 @pytest.mark.slow
+def test_a_code_that_was_there_before_is_never_tried(newest, backend, tmp_path):
+    login(newest, backend, "maildir:%s" % backend.maildir)
+    other = tmp_path / "other"  # which gets no new mail
+    shutil.copytree(str(backend.maildir), str(other))
+    assert login(newest, backend, "maildir:%s" % other, "--timeout", "1").status == 3
+    assert requests_to(backend, "/api/cli/login-complete") == 1
+
+
+@pytest.mark.slow
 def test_an_mbox(scripto, backend, tmp_path):
     path = tmp_path / "mbox"
     old = "From a@b Tue Nov 24\nTo: %s\nSubject: 111111 is your code\n\n.\n\n" % EMAIL
@@ -778,6 +787,14 @@ def test_a_mail_server_that_goes_away(newest, backend, imap):
     status, envelope, _ = ended(process)
     assert (status, envelope["error"]["code"]) == (3, "network-error")
     assert envelope["error"]["nextAction"] == go_on("--api-url", backend.url)
+
+
+@pytest.mark.slow
+def test_a_mail_server_that_drops_every_connection_is_given_up(newest, backend, imap):
+    server = imap()
+    server.drop += ["NOOP"] * 99
+    run = login(newest, backend, server.url(), env=PASSWORD)
+    assert run.error["code"] == "network-error" and len(server.drop) == 97
 
 
 def test_a_mail_server_that_is_not_there(newest, backend, imap):
