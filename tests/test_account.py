@@ -379,6 +379,13 @@ def test_config_set_takes_a_name_and_a_backend(newest, raw_server):
     assert newest.run("whoami").status == 0
 
 
+def test_a_profile_that_moves_to_production_forgets_where_it_was(newest):
+    newest.write_config(profiles("you", you=profile(KEY, "http://localhost:1")))
+    url = "https://scripto.codika.io"
+    newest.run("config", "set", "--api-key", KEY, "--profile-name", "you", "--api-url", url)
+    assert "baseUrl" not in newest.state()["profiles"]["you"]
+
+
 def test_config_set_reads_the_key_from_standard_input(scripto):
     result = scripto.run("config", "set", "--api-key", "-", input=KEY.encode() + b"\n")
     assert result.status == 0 and scripto.run("auth", "token").out == KEY + "\n"

@@ -543,6 +543,33 @@ def test_a_command_is_ended_with_what_it_started(how, newest, backend):
     wait_until(lambda: not alive(pid))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
+def test_what_a_command_leaves_behind_ends_with_it(newest, backend):
+    path = backend.folder / "pid"
+    leave = "sleep 1000 > /dev/null & echo $! > %s; cat %s/new/*" % (path, backend.maildir)
+    assert login(newest, backend, "cmd:" + leave).status == 0
+    wait_until(lambda: not alive(int(path.read_text())))
+
+
+@pytest.mark.slow
+def test_of_many_mails_the_newest_two_are_tried(newest, backend, tmp_path):
+    """An older one's code is dead, and to try it would cost an attempt."""
+    for part in ("tmp", "new", "cur"):
+        (tmp_path / "mail" / part).mkdir(parents=True)
+    process = start_login(newest, backend, "maildir:%s" % (tmp_path / "mail"), "--timeout", "3")
+    code = int(re.search(r"Subject: (\d{6})", wait_until(backend.mails)[0]).group(1))
+    mail = "To: %s\nSubject: %06d is your code\n\n.\n"
+    folder = tmp_path / "many"  # which takes the place of the empty one
+    folder.mkdir()
+    for number in range(4):
+        wrong = (code + 1 + number) % 10**6
+        (folder / ("%d.1.host" % number)).write_text(mail % (EMAIL, wrong))
+    folder.rename(tmp_path / "mail" / "new")
+    assert ended(process)[0] == 3
+    assert requests_to(backend, "/api/cli/login-complete") == 2
+
+
 def test_the_code_is_not_waited_for_when_none_was_sent(newest, raw_server, tmp_path):
     server = raw_server(http_reply({"success": False, "error": {
         "code": "internal", "message": "No mail.", "nextAction": "retry shortly"}}, 500))

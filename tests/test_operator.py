@@ -61,6 +61,7 @@ def test_who_is_removed_goes_with_keys_and_code_and_nobody_else(backend, scripto
     assert not is_accepted(backend, mine) and enter(backend, code).status == 400
     assert is_accepted(backend, other) and enter(backend, theirs, "me@example.com").status == 200
     assert [user["email"] for user in users(scripto, backend).data["users"]] == ["me@example.com"]
+    assert rows(backend, "keys") == 2  # both are theirs
 
 
 def test_removing_forgives_nothing(backend, scripto):

@@ -418,6 +418,23 @@ def test_keys_revoke_ends_a_key(signed_in):
     assert scripto.run("whoami").status == 0
 
 
+def test_the_key_in_use_is_known_by_its_id_where_that_is_stored(newest, raw_server):
+    keys = {"keys": [{"id": each, "start": KEY[len("scripto_"):][:6]} for each in ("key_1", "key_2")]}
+    url = raw_server(http_reply({"success": True, "data": keys})).url
+    profile = {"apiKey": KEY, "keyId": "key_2", "baseUrl": url}
+    newest.write_config({"activeProfile": "a", "profiles": {"a": profile}})
+    shown = newest.run("keys", "list", "--json").data["keys"]
+    assert {key["id"]: key["current"] for key in shown} == {"key_1": False, "key_2": True}
+
+
+def test_an_id_of_a_backends_making_stays_within_its_path(newest, raw_server):
+    data = {"keys": [{"id": "a/../b?c", "start": "zzzzzz"}], "revoked": True}
+    server = raw_server(http_reply({"success": True, "data": data}))
+    words = ["--api-url", server.url, "--api-key", KEY]
+    assert newest.run("keys", "revoke", "a/../b?c", *words).status == 0
+    assert server.requests[1].startswith(b"DELETE /api/keys/a%2F..%2Fb%3Fc HTTP")
+
+
 @pytest.mark.parametrize("key_id", ["key_1", "", "../auth/me", "é", "a b", "x" * 5000])
 def test_an_unknown_id_is_an_error(signed_in, key_id):
     scripto, _, other = signed_in
