@@ -3,6 +3,8 @@
 Everything is real: processes, sockets, files, mail in a Maildir. Each test has a home folder
 of its own; the real one is left alone. Nothing leaves this machine.
 """
+import collections
+import contextlib
 import glob
 import json
 import os
@@ -11,14 +13,21 @@ import re
 import select
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 import pytest
 
 PROGRAM = str(pathlib.Path(__file__).resolve().parent.parent / "scripto.py")
-
+QUICK = os.environ.get("SCRIPTO_PYTHONS") == "current"  # while one works: see the README
+QUICK_ROWS = 2
+if QUICK and os.access("/dev/shm", os.W_OK) and not os.statvfs("/dev/shm").f_flag & os.ST_NOEXEC:
+    tempfile.tempdir = os.environ.setdefault("TMPDIR", "/dev/shm")  # no flush waits for a disk
 
 # A job in the background (`&` in a script, nohup, some CI) is started with SIGINT ignored, and so
 # would be the programs that the tests start and interrupt.
@@ -28,7 +37,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def find_pythons():
     """One interpreter for each minor version from 3.6 on that this machine has, and PyPy; with
     SCRIPTO_PYTHONS=current just the one that runs the tests."""
-    if os.environ.get("SCRIPTO_PYTHONS") == "current":
+    if QUICK:
         return [sys.executable]
     candidates = [sys.executable, shutil.which("pypy3") or ""]
     for minor in range(6, 30):
@@ -49,6 +58,39 @@ def find_pythons():
 
 PYTHONS = find_pythons()  # the last is the newest CPython
 EDGES = PYTHONS[:1] + PYTHONS[1:][-1:]  # the oldest and the newest
+
+
+# What pip installs: from its bytecode the program starts in less than half the time.
+INSTALLED = """import sys
+sys.path[0] = %r
+from scripto import main
+del sys.path[0]
+main()
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def start_as_installed(tmp_path_factory):
+    """In a quick run it is not compiled anew at each start; a full one starts the file itself."""
+    if QUICK:
+        path = tmp_path_factory.mktemp("bin") / "scripto.py"
+        path.write_text(INSTALLED % str(pathlib.Path(PROGRAM).parent))
+        Scripto.program = str(path)
+
+
+def pytest_collection_modifyitems(config, items):
+    """A quick run leaves out what is marked `slow` and, of a table, what follows its first rows,
+    unless -m says what is wanted."""
+    if not QUICK or config.getoption("markexpr"):
+        return
+    kept, rows = [], collections.Counter()
+    for item in items:
+        table = item.nodeid.partition("[")[0]
+        rows[table] += 1
+        if rows[table] <= QUICK_ROWS and not item.get_closest_marker("slow"):
+            kept.append(item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 def python_id(path):
@@ -86,6 +128,8 @@ class Result:
 class Scripto:
     """The program on a machine of its own: an empty home, a clean environment."""
 
+    program = PROGRAM
+
     def __init__(self, python, home, **env):
         self.python, self.home = python, pathlib.Path(home)
         self.home.mkdir(parents=True, exist_ok=True)
@@ -113,7 +157,8 @@ class Scripto:
         popen.setdefault("stdin", subprocess.PIPE)
         popen.setdefault("stdout", subprocess.PIPE)
         popen.setdefault("stderr", subprocess.PIPE)
-        command = [self.python, *flags, popen.pop("program", PROGRAM), *words]
+        program = popen.pop("program", PROGRAM if flags else self.program)
+        command = [self.python, *flags, program, *words]
         return subprocess.Popen(command, env=merged, **popen)
 
     def run(self, *words, input=b"", timeout=60, **start):
@@ -281,58 +326,56 @@ def backend(start_backend):
     return start_backend()
 
 
-class RawServer:
-    """A listener that is no Scripto backend: it answers as a test says, byte for byte.
+class Listener:
+    """A server of a test's own, which talks with every connection in a thread: talk(connection).
+    With a context TLS is spoken from the first byte."""
 
-    `answer` is the bytes of the whole reply, or a function that is handed the connected socket
-    after the request was read. What came in is in `requests`, one entry a connection."""
-
-    def __init__(self, answer, context=None):
-        import socket
-        import threading
-
-        self.answer, self.context, self.requests = answer, context, []
+    def __init__(self, context=None):
+        self.context = context
         self.listener = socket.socket()
         self.listener.bind(("127.0.0.1", 0))
         self.listener.listen(50)
         self.port = self.listener.getsockname()[1]
-        self.url = "%s://127.0.0.1:%d" % ("https" if context else "http", self.port)
         self.thread = threading.Thread(target=self.serve, daemon=True)
         self.thread.start()
 
     def close(self):
         """Waits for the thread: it would go on under a descriptor that is somebody else's."""
-        import socket
-
-        try:
+        with contextlib.suppress(OSError):  # closed by the test itself
             self.listener.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # closed by the test itself
         self.thread.join(20)
         self.listener.close()
 
     def serve(self):
-        import threading
-
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self.handle, args=(connection,), daemon=True).start()
+        with contextlib.suppress(OSError):  # closed: the test is over
+            while True:
+                connection = self.listener.accept()[0]
+                threading.Thread(target=self.handle, args=[connection], daemon=True).start()
 
     def handle(self, connection):
-        try:
-            with connection:
-                if self.context:
-                    connection = self.context.wrap_socket(connection, server_side=True)
-                self.requests.append(self.read_request(connection))
-                if callable(self.answer):
-                    self.answer(connection)
-                else:
-                    connection.sendall(self.answer)
-        except OSError:
-            pass  # the client went away, as some tests have it do
+        with contextlib.suppress(OSError), connection:  # a client that goes away, as some do
+            if self.context:
+                connection = self.context.wrap_socket(connection, server_side=True)
+            self.talk(connection)
+
+
+class RawServer(Listener):
+    """It answers as a test says, byte for byte.
+
+    `answer` is the bytes of the whole reply, or a function that is handed the connected socket
+    after the request was read. What came in is in `requests`, one entry a connection."""
+
+    def __init__(self, answer, context=None):
+        self.answer, self.requests = answer, []
+        super().__init__(context)
+        self.url = "%s://127.0.0.1:%d" % ("https" if context else "http", self.port)
+
+    def talk(self, connection):
+        self.requests.append(self.read_request(connection))
+        if callable(self.answer):
+            self.answer(connection)
+        else:
+            connection.sendall(self.answer)
 
     @staticmethod
     def read_request(connection):
@@ -356,15 +399,51 @@ def http_reply(body, status=200, *headers):
     return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
 
+def listeners(kind):
+    """For a fixture: start(...) makes listeners of that kind, which end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*args, **kwargs):
+            server = kind(*args, **kwargs)
+            stack.callback(server.close)
+            return server
+
+        yield start
+
+
 @pytest.fixture
 def raw_server():
     """Starts such listeners: raw_server(answer, context=None)."""
-    servers = []
+    yield from listeners(RawServer)
 
-    def start(*args, **kwargs):
-        servers.append(RawServer(*args, **kwargs))
-        return servers[-1]
 
-    yield start
-    for server in servers:
-        server.close()
+# ---- TLS ----
+
+
+def self_signed(path, *names):
+    """A certificate for those names at that path, its key beside it as .key: nobody knows it."""
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+               "-subj", "/CN=localhost", "-addext", "subjectAltName=" + ",".join(names),
+               "-out", str(path), "-keyout", "%s.key" % path]  # fmt: skip
+    if not shutil.which("openssl") or subprocess.run(command, stderr=subprocess.PIPE).returncode:
+        pytest.skip("no openssl command that makes a certificate")
+    return str(path)
+
+
+def server_side(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate + ".key")
+    return context
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """The path of one for this machine and for backend.example."""
+    names = "IP:127.0.0.1", "DNS:localhost", "DNS:backend.example"
+    return self_signed(tmp_path_factory.mktemp("tls") / "server.pem", *names)
+
+
+@pytest.fixture
+def tls(certificate):
+    """A server's side of TLS with it."""
+    return server_side(certificate)

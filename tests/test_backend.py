@@ -31,7 +31,9 @@ from conftest import (
     PROGRAM,
     PYTHONS,
     Backend,
+    Listener,
     Scripto,
+    listeners,
     python_id,
     wait_until,
     wrong_code,
@@ -172,22 +174,6 @@ def latest_mail(backend):
     return email.message_from_string(backend.mails()[-1], policy=email.policy.default)
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory):
-    """(certificate, key): PEM files for 127.0.0.1, signed by nobody but themselves."""
-    if not shutil.which("openssl"):
-        pytest.skip("no openssl command to make a certificate with")
-    folder = tmp_path_factory.mktemp("tls")
-    paths = str(folder / "cert.pem"), str(folder / "key.pem")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
-         "-out", paths[0], "-keyout", paths[1]],
-        check=True, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    return paths
-
-
 def lasting(tmp_path_factory, python):
     """A backend for many tests: those that leave nothing behind that another would notice."""
     folder = tmp_path_factory.mktemp("lasting")
@@ -211,6 +197,7 @@ def shared_edge(request, tmp_path_factory):
 # ---- Code ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_codes_are_six_digits_and_cannot_be_foreseen(backend):
     """A chance of less than one in a million makes this fail by accident."""
     at_once(*[
@@ -319,6 +306,7 @@ def wrong_guesses(backend):
         return db.execute("SELECT count(*) FROM events WHERE kind = 'wrong'").fetchone()[0]
 
 
+@pytest.mark.slow
 def test_a_guesser_with_many_hands_gets_no_more(start_backend):
     """On two servers at that, which share one file: three guesses for each of five codes count,
     those for a code that is dead by then do not, and then the door is shut."""
@@ -484,32 +472,25 @@ def test_without_a_proxy_nobody_can_choose_an_address(start_backend):
 # ---- Mail ---------------------------------------------------------------------
 
 
-class MailServer:
+class MailServer(Listener):
     """A stand-in for a mail server: as much SMTP (RFC 5321) as one message needs. What came in
     is in `mails`: (recipients, message, (user, password) or None, whether TLS was on)."""
 
     def __init__(self, context=None, wrapped=False, **answers):
-        self.context, self.wrapped = context, wrapped
+        self.tls = context  # offered as STARTTLS, unless the whole connection is wrapped
         self.answers = dict(GREETING=b"220 stand-in", QUIT=b"221 bye", **answers)
         self.mails, self.busy, self.go_on = [], threading.Event(), threading.Event()
         self.arrived = []  # messages as text, also those that are not accepted yet
         self.go_on.set()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self.serve, daemon=True).start()
+        super().__init__(context if wrapped else None)
 
-    def serve(self):
-        with contextlib.suppress(OSError):  # closed: the test is over
-            while True:
-                connection = self.listener.accept()[0]
-                threading.Thread(target=self.talk, args=[connection], daemon=True).start()
+    def close(self):
+        self.go_on.set()
+        super().close()
 
     def talk(self, connection):
-        with contextlib.suppress(OSError), connection:
-            if self.wrapped:
-                connection = self.context.wrap_socket(connection, server_side=True)
-            connection.sendall(self.answers["GREETING"] + b"\r\n")
-            self.converse(connection, login=None)
+        connection.sendall(self.answers["GREETING"] + b"\r\n")
+        self.converse(connection, login=None)
 
     def converse(self, connection, login):
         lines, recipients = connection.makefile("rb"), []
@@ -519,11 +500,11 @@ class MailServer:
             verb = verb.upper()
             answer = self.answers.get(verb.decode("latin-1"), b"250 fine")
             if verb == b"EHLO":
-                offer = b"250-STARTTLS\r\n" if self.context and not secure else b""
+                offer = b"250-STARTTLS\r\n" if self.tls and not secure else b""
                 answer = b"250-stand-in\r\n" + offer + b"250 AUTH PLAIN"
             elif verb == b"STARTTLS":
                 connection.sendall(b"220 go ahead\r\n")
-                return self.converse(self.context.wrap_socket(connection, server_side=True), None)
+                return self.converse(self.tls.wrap_socket(connection, server_side=True), None)
             elif verb == b"AUTH":
                 login = tuple(base64.b64decode(rest.split()[1]).decode().split("\0")[1:])
                 answer = b"235 welcome"
@@ -553,26 +534,7 @@ def held_up(server):
 
 @pytest.fixture
 def mail_server():
-    servers = []
-
-    def start(*args, **kwargs):
-        servers.append(MailServer(*args, **kwargs))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.go_on.set()
-        with contextlib.suppress(OSError):  # wakes its thread, which would go on otherwise
-            server.listener.shutdown(socket.SHUT_RDWR)
-        server.listener.close()
-
-
-@pytest.fixture
-def tls(certificate):
-    """A server's side of TLS, with a certificate that nobody knows."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
-    return context
+    yield from listeners(MailServer)
 
 
 def test_a_mail_is_what_readers_and_spam_filters_expect(backend, edge):
@@ -665,7 +627,7 @@ def test_a_password_goes_to_loopback(start_backend, mail_server, user, password,
 @pytest.mark.parametrize("scheme", ["smtp", "smtps"])
 def test_mail_goes_by_tls_that_is_known(start_backend, mail_server, edge, tls, certificate, scheme):
     server = mail_server(tls, wrapped=scheme == "smtps")
-    env = {"SSL_CERT_FILE": certificate[0], "SCRIPTO_SMTP_PASSWORD": "p"}
+    env = {"SSL_CERT_FILE": certificate, "SCRIPTO_SMTP_PASSWORD": "p"}
     mail = "%s://me@127.0.0.1:%d" % (scheme, server.port)
     assert ask(start_backend(python=edge, mail=mail, env=env)).status == 200
     assert server.mails[0][2:] == (("me", "p"), True)
@@ -729,7 +691,7 @@ def test_an_address_that_takes_no_mail_is_the_client_s_fault_and_counts(start_ba
 
 def test_a_tls_set_up_that_fails_is_a_500_and_costs_nothing(start_backend, mail_server):
     server = mail_server()
-    server.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # so that it offers STARTTLS
+    server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # so that it offers STARTTLS
     env = {"SSLKEYLOGFILE": "/nonexistent/keys"}  # heeded from Python 3.8 on
     backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port, env=env)
     assert {ask(backend).error for _ in range(7)} == {(500, "internal")}
@@ -777,6 +739,7 @@ def test_a_slow_mail_server_delays_its_own_request_only(start_backend, mail_serv
         assert [each.result().status for each in held] == [200] * 8
 
 
+@pytest.mark.slow
 def test_the_first_mails_may_come_all_at_once(start_backend):
     """A Maildir that is not there yet is made by whoever needs it first, and once."""
     backends, wrong = [start_backend(), start_backend()] * 6, []
@@ -1239,6 +1202,7 @@ def hang_up(backend, data):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
+@pytest.mark.slow
 def test_thousands_of_hostile_requests_hurt_nothing(start_backend, edge):
     backend, chance = start_backend(python=edge), random.Random(3)
     answered, said = [], b""
@@ -1282,6 +1246,7 @@ def test_the_log_has_a_line_for_each_request_and_no_secret(backend):
 # ---- Many clients, slow clients -----------------------------------------------
 
 
+@pytest.mark.slow
 def test_clients_that_ask_and_do_not_read_do_not_keep_out_the_next(start_backend):
     backend, clients = start_backend(), []
     try:
@@ -1298,6 +1263,7 @@ def test_clients_that_ask_and_do_not_read_do_not_keep_out_the_next(start_backend
             client.close()
 
 
+@pytest.mark.slow
 def test_silent_clients_do_not_keep_out_the_next(start_backend, edge):
     """Two hundred of them, and then so many that one has to go for the next."""
     backend, silent = start_backend(python=edge), []
@@ -1312,6 +1278,7 @@ def test_silent_clients_do_not_keep_out_the_next(start_backend, edge):
         assert not os.path.exists(tasks) or len(os.listdir(tasks)) < 300
 
 
+@pytest.mark.slow
 def test_clients_that_stop_half_way_do_not_keep_out_the_next(backend):
     half = HEAD + b"Content-Length: 100\r\n\r\n" + JSON
     with contextlib.ExitStack() as stack:
@@ -1397,12 +1364,12 @@ def patience(tmp_path_factory):
 
 @pytest.fixture
 def tls_backend(start_backend, certificate, edge):
-    cert, key = certificate
+    cert, key = certificate, certificate + ".key"
     return start_backend("--tls-cert", cert, "--tls-key", key, python=edge)
 
 
 def test_tls_signs_in_who_knows_the_certificate(tls_backend, certificate, scripto):
-    scripto.env["SSL_CERT_FILE"] = certificate[0]
+    scripto.env["SSL_CERT_FILE"] = certificate
     assert tls_backend.url.startswith("https://127.0.0.1:")
     assert scripto.sign_in(tls_backend)["baseUrl"] == tls_backend.url
     assert scripto.run("whoami", "--json").data["user"]["email"] == YOU
@@ -1415,8 +1382,9 @@ def test_tls_does_not_sign_in_who_does_not(tls_backend, scripto):
     assert not tls_backend.mails()
 
 
+@pytest.mark.slow
 def test_silent_and_plain_clients_do_not_disturb_tls(tls_backend, certificate, scripto):
-    scripto.env["SSL_CERT_FILE"] = certificate[0]
+    scripto.env["SSL_CERT_FILE"] = certificate
     with contextlib.ExitStack() as stack:
         for number in range(200):
             stack.enter_context(connect(tls_backend, b"GET / HTTP/1.1\r\n\r\n" * (number % 2)))
@@ -1426,7 +1394,7 @@ def test_silent_and_plain_clients_do_not_disturb_tls(tls_backend, certificate, s
 
 @pytest.mark.parametrize("given", ["cert", "key", "swapped", "missing"])
 def test_a_certificate_that_cannot_be_used_is_refused(scripto, certificate, given):
-    cert, key = certificate
+    cert, key = certificate, certificate + ".key"
     flags = {"cert": ["--tls-cert", cert], "key": ["--tls-key", key],
              "swapped": ["--tls-cert", key, "--tls-key", cert],
              "missing": ["--tls-cert", cert + ".no", "--tls-key", key]}  # fmt: skip
@@ -1481,6 +1449,7 @@ def sign_in_until_dead(backend, addresses, answered):
             ask(backend, "more-" + address)
 
 
+@pytest.mark.slow
 def test_ten_rounds_of_kill_9_under_load_lose_no_key(backend):
     answered, chance = [], random.Random(9)
     for number in range(10):
@@ -1630,6 +1599,7 @@ def test_the_database_holds_no_code_and_no_key(backend):
     assert hashlib.sha256(data["apiKey"].encode()).digest() in content
 
 
+@pytest.mark.slow
 def test_servers_that_start_at_once_on_a_new_file_all_come_up(start_backend):
     backends = at_once(*[start_backend] * 8)
     key = backends[0].mint(YOU)["apiKey"]

@@ -27,6 +27,9 @@ for name in %(modules)r:
 sys.meta_path.insert(0, Lacking)
 for name in %(functions)r:
     delattr(os, name)
+if not hasattr(os, "geteuid"):  # Windows says of every file that it is user 0's
+    fstat = os.fstat
+    os.fstat = lambda file: os.stat_result([*fstat(file)[:4], 0, *fstat(file)[5:]])
 runpy.run_path(%(program)r, run_name="__main__")
 """
 WINDOWS = ["fcntl", "pwd", "grp", "termios", "resource"]

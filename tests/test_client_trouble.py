@@ -12,7 +12,7 @@ import pytest
 
 import conftest
 from conftest import PYTHONS, Scripto, http_reply
-from test_network import certificate, ask, reset, taking_turns, tls, tunnel  # noqa: F401
+from test_network import ask, reset, tunnel
 from test_profiles import KEY, NOWHERE, OTHER_KEY, complete, some_state
 
 SECRET = "pass/word"
@@ -337,6 +337,7 @@ def as_package(scripto, tmp_path):
 
 
 @pytest.mark.parametrize("way", (as_zip, as_link, as_module, as_package))
+@pytest.mark.slow
 def test_every_way_to_start_it_behaves_alike(scripto, tmp_path, way):
     start = way(scripto, tmp_path)
     usual = Scripto(scripto.python, tmp_path / "usual")
@@ -347,6 +348,7 @@ def test_every_way_to_start_it_behaves_alike(scripto, tmp_path, way):
         assert ours.err.replace(str(scripto.home), "") == theirs.err.replace(str(usual.home), "")
 
 
+@pytest.mark.slow
 def test_an_output_that_is_full_for_now_is_waited_for(newest):
     """A pipe that does not block, and is not read from: it sleeps, and loses nothing."""
     newest.write_config(some_state(profiles={"p%d" % n: {"email": "e" * 90} for n in range(2000)}))
@@ -420,6 +422,7 @@ def test_the_demo_passes_on_what_its_backend_said(newest, tmp_path):
     assert "the disk is on fire" in error["message"] and error["nextAction"]
 
 
+@pytest.mark.slow
 def test_the_demo_claims_no_more_than_it_showed(newest):
     run = newest.run("demo", env={"HOME": "/nonexistent"})
     assert run.status == 0 and "this machine" not in run.out

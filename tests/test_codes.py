@@ -211,12 +211,13 @@ def test_the_code_is_found(kind, read):
 
 def test_what_is_no_code_is_not_tried(read):
     """All at once; the error counts them, and tells nothing of what they say."""
-    backend, run = read(NONE.values(), "--timeout", "2", "--json")
+    backend, run = read(NONE.values(), "--timeout", "1", "--json")
     assert backend.codes == []
     assert "%d to you@example.com, with no right code in it" % len(NONE) in run.error["message"]
     assert run.status == 3
 
 
+@pytest.mark.slow
 def test_mail_to_somebody_else_is_not_looked_into(read):
     backend, run = read(STRANGERS.values(), "--timeout", "8", "--json")
     assert backend.codes == []
@@ -257,6 +258,7 @@ def test_the_newest_mail_first(read):
     assert backend.codes == ["482913"]
 
 
+@pytest.mark.slow
 def test_hostile_text_takes_no_time(read):
     """Patterns that would be quadratic: each mail is a megabyte of what they stumble at."""
     units = ["<", "<style", "1 2 3 4 5 ", "https://", "&#1", "order ", "111111 ", "code", "a@"]

@@ -11,6 +11,7 @@ import time
 import pytest
 from conftest import PROGRAM, PYTHONS, Scripto, wait_until
 
+pytestmark = pytest.mark.slow
 SHELLS = ("bash", "zsh", "fish")
 NAMES = ["you", "a.b", "-dash", "A_z-9.", ".dot", "0"]  # every kind of character that is allowed
 # Prints what Tab would offer, one word a line, for the line that stands in LINE.

@@ -190,6 +190,7 @@ def test_a_folder_that_root_made_there_before_is_no_obstacle(guest):
     assert owners(guest.config.parent.parent) == {SOMEBODY}
 
 
+@pytest.mark.slow
 def test_forty_guests_at_once_lose_nothing(guest):
     words = ["config", "set", "--api-key", KEY, "--profile-name"]
     running = [guest.start(*words, "p%d" % number) for number in range(40)]
@@ -271,6 +272,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_guest_loses_no_race_against_a_link(guest, tmp_path):
     """The owner swaps the folder for a link to root's, again and again."""
     precious = tmp_path / "precious"
@@ -297,6 +299,7 @@ fcntl.flock = flock
 """
 
 
+@pytest.mark.slow
 def test_without_locks_nothing_is_lost_either(scripto, patched):
     """NFS without a lock daemon; readers see a whole file at every moment."""
     env, done, seen = patched(NO_LOCKS), threading.Event(), []

@@ -110,6 +110,7 @@ def test_it_is_versioned_and_whole(described, newest):
     assert [each["name"] for each in described["commands"]] == overview
 
 
+@pytest.mark.slow
 def test_every_flag_of_every_command_is_the_parsers(described, newest):
     options = {each["name"]: each for each in described["options"]}
     assert all(each["purpose"] for each in options.values())
@@ -211,6 +212,7 @@ def newcomer(request, backend, tmp_path, edge):
     return machine
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_guide_as_they_stand(newcomer, backend):
     """Hands-free, then all that is said about the key; only what it leaves open is filled in."""
     _, _, one_step, two_steps, use = shell_blocks(newcomer.text)
@@ -238,6 +240,7 @@ def test_the_commands_of_the_guide_as_they_stand(newcomer, backend):
     newcomer.sh("scripto logout second")
 
 
+@pytest.mark.slow
 def test_every_next_action_can_be_run_as_it_stands(newcomer, backend):
     missing = json.loads(newcomer.sh("scripto whoami --json", status=4))["error"]["nextAction"]
     words = missing[missing.index("scripto auth") :].replace("<your-email>", EMAIL)

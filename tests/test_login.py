@@ -11,14 +11,10 @@ import re
 import select
 import shutil
 import signal
-import socket
-import ssl
-import subprocess
-import threading
 import time
 
 import pytest
-from conftest import PYTHONS, Scripto, http_reply, wait_until, wrong_code
+from conftest import PYTHONS, Listener, Scripto, http_reply, listeners, wait_until, wrong_code
 
 EMAIL = "you@example.com"
 LOGIN = ["auth", "login", "--email", EMAIL]
@@ -263,6 +259,7 @@ def test_the_next_code_of_a_mail_is_tried_when_one_was_wrong(scripto, backend, t
     assert status == 0 and envelope["data"]["email"] == EMAIL
 
 
+@pytest.mark.slow
 def test_twenty_at_once_for_one_email(edge, backend, tmp_path):
     """Each ends signed in or with a clear error."""
     machines = [Scripto(edge, tmp_path / str(n)) for n in range(20)]
@@ -277,6 +274,7 @@ def test_twenty_at_once_for_one_email(edge, backend, tmp_path):
             assert machine.run("whoami", "--json").data["user"]["email"] == EMAIL
 
 
+@pytest.mark.slow
 def test_ten_at_once_for_ten_emails(edge, backend, tmp_path):
     """In one mailbox: each gets a code of its own."""
     (backend.maildir / "new").mkdir(parents=True, exist_ok=True)
@@ -294,6 +292,7 @@ def test_ten_at_once_for_ten_emails(edge, backend, tmp_path):
 # ---- A wrong code ----
 
 
+@pytest.mark.slow
 def test_a_mailbox_with_a_wrong_code_is_read_on(newest, backend):
     process = start_login(newest, backend, "cmd:cat %s/code" % backend.folder)
     code = wait_until(backend.mails) and backend.code_for(EMAIL)
@@ -388,6 +387,7 @@ def test_ctrl_c_stores_nothing(scripto, backend, at_terminal, source):
     assert not scripto.config.exists() or scripto.state()["profiles"] == {}
 
 
+@pytest.mark.slow
 def test_a_line_at_the_terminal_counts_the_seconds(newest, backend, at_terminal):
     words = [*LOGIN, "--api-url", backend.url, "--code-from", "-", "--timeout", "3"]
     terminal = at_terminal(newest, *words)
@@ -495,6 +495,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("kind", sorted(COMMANDS))
+@pytest.mark.slow
 def test_a_command_that(kind, newest, backend):
     command, seen = COMMANDS[kind]
     began = time.monotonic()
@@ -518,7 +519,7 @@ def alive(pid):
 def test_a_command_is_ended_with_what_it_started(how, newest, backend):
     path = backend.folder / "pid"
     command = "cmd:sleep 1000 & echo $! > %s; wait" % path
-    process = start_login(newest, backend, command, "--timeout", "2" if how == "time-out" else "60")
+    process = start_login(newest, backend, command, "--timeout", "1" if how == "time-out" else "60")
     pid = int(wait_until(lambda: path.exists() and path.read_text()))
     assert alive(pid)
     if how == "Ctrl-C":
@@ -535,6 +536,7 @@ def test_the_code_is_not_waited_for_when_none_was_sent(newest, raw_server, tmp_p
     assert run.error["nextAction"] == "retry shortly" and len(server.requests) == 1
 
 
+@pytest.mark.slow
 def test_what_came_is_counted(newest, backend, tmp_path):
     maildir = tmp_path / "counted"
     for part in ("tmp", "new", "cur"):
@@ -550,52 +552,23 @@ def test_what_came_is_counted(newest, backend, tmp_path):
 # ---- IMAP ----
 
 
-class ImapServer:
+class ImapServer(Listener):
     """As much of RFC 3501 as a client needs that only peeks. `mails` are bytes, the UIDs are from
     1 on; `asked` are the commands; `refuse` maps a command to the answer instead of OK, and `drop`
     names one at which the connection ends, once."""
 
     def __init__(self, context=None, mails=(), password="secret"):
-        self.context, self.mails, self.password = context, list(mails), password
+        self.mails, self.password = list(mails), password
         self.asked, self.refuse, self.drop, self.validity = [], {}, [], 7
-        self.listener = socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
-        self.listener.listen(20)
-        self.port = self.listener.getsockname()[1]
-        self.thread = threading.Thread(target=self.accept, daemon=True)
-        self.thread.start()
+        super().__init__(context)
 
     def url(self, folder=""):
         scheme = "imaps" if self.context else "imap"
         return "%s://you@localhost:%d%s" % (scheme, self.port, folder)
 
-    def close(self):
-        try:
-            self.listener.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-        self.thread.join(20)
-        self.listener.close()
-
-    def accept(self):
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
-
-    def serve(self, connection):
-        try:
-            with connection:
-                if self.context:
-                    connection = self.context.wrap_socket(connection, server_side=True)
-                self.talk(connection, connection.makefile("rb"))
-        except OSError:
-            pass  # the client went away, or minds the certificate
-
-    def talk(self, connection, lines):
+    def talk(self, connection):
         connection.sendall(b"* OK ready\r\n")
+        lines = connection.makefile("rb")
         for line in lines:
             tag, command = line.decode().strip().split(" ", 1)
             verb = " ".join(command.split()[: 2 if command.startswith("UID") else 1])
@@ -638,29 +611,9 @@ class ImapServer:
         return "OK done"
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A certificate for localhost, with its key; nobody knows who signed it."""
-    path = str(tmp_path_factory.mktemp("tls") / "server.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-               "-subj", "/CN=localhost", "-keyout", path + ".key", "-out", path,
-               "-addext", "subjectAltName=DNS:localhost"]  # fmt: skip
-    if not shutil.which("openssl") or subprocess.run(command, stderr=subprocess.PIPE).returncode:
-        pytest.skip("needs the openssl command")
-    return path
-
-
 @pytest.fixture
 def imap():
-    servers = []
-
-    def start(*args, **kwargs):
-        servers.append(ImapServer(*args, **kwargs))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+    yield from listeners(ImapServer)
 
 
 def imap_mails(backend, server):
@@ -671,13 +624,6 @@ def imap_mails(backend, server):
 
 PASSWORD = {"SCRIPTO_MAIL_PASSWORD": "secret"}
 OLD = [b"To: you@example.com\r\nSubject: 111111 is your code\r\n\r\n.\r\n"] * 300
-
-
-@pytest.fixture
-def tls(certificate):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, certificate + ".key")
-    return context
 
 
 def test_imaps(scripto, backend, imap, tls, certificate):
@@ -777,6 +723,7 @@ def test_no_such_folder(newest, backend, imap):
     assert "FOLDER" in run.error["nextAction"] and nothing_sent(backend)
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_space_and_a_quote(newest, backend, imap):
     server = imap()
     process = start_login(newest, backend, server.url("/My%20%22Junk"), env=PASSWORD)
@@ -786,6 +733,7 @@ def test_a_folder_with_a_space_and_a_quote(newest, backend, imap):
 
 
 @pytest.mark.parametrize("verb", ["NOOP", "UID SEARCH", "UID FETCH"])
+@pytest.mark.slow
 def test_a_connection_that_drops_is_made_again(verb, newest, backend, imap):
     server = imap()
     server.drop.append(verb)
@@ -795,6 +743,7 @@ def test_a_connection_that_drops_is_made_again(verb, newest, backend, imap):
     assert sum(each.startswith("LOGIN") for each in server.asked) == 2
 
 
+@pytest.mark.slow
 def test_a_mailbox_that_was_made_anew_meanwhile(newest, backend, imap):
     """Another UIDVALIDITY: what it holds then may all be old."""
     server = imap()
@@ -809,6 +758,7 @@ def test_a_mailbox_that_was_made_anew_meanwhile(newest, backend, imap):
     assert requests_to(backend, "/api/cli/login-complete") == 1
 
 
+@pytest.mark.slow
 def test_a_mail_server_that_goes_away(newest, backend, imap):
     server = imap()
     process = start_login(newest, backend, server.url(), env=PASSWORD)
@@ -855,6 +805,7 @@ def test_imap_in_the_clear_is_for_loopback_only(newest, backend):
 
 
 @pytest.mark.parametrize("words", [["whoami"], ["config", "show"]])
+@pytest.mark.slow
 def test_other_commands_load_nothing_of_it(words, newest, backend):
     newest.sign_in(backend)
     run = newest.run(*words, flags=["-X", "importtime"])

@@ -2,15 +2,20 @@
 import os
 import re
 import resource
-import shutil
 import socket
-import ssl
 import struct
-import subprocess
 import time
 
 import pytest
-from conftest import PROGRAM, PYTHONS, RawServer, Scripto, http_reply
+from conftest import (
+    PROGRAM,
+    PYTHONS,
+    RawServer,
+    Scripto,
+    http_reply,
+    self_signed,
+    server_side,
+)
 
 KEY = "scripto_fromthetests"
 USER = http_reply({"user": {"id": "user_1", "email": "you@example.com", "name": ""}})
@@ -85,25 +90,6 @@ def taking_turns(*answers):
     return answer
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """The path of a self-signed certificate, with its key, for localhost and backend.example."""
-    path = str(tmp_path_factory.mktemp("tls") / "server.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-               "-subj", "/CN=backend.example", "-keyout", path + ".key", "-out", path,
-               "-addext", "subjectAltName=DNS:localhost,DNS:backend.example"]  # fmt: skip
-    if not shutil.which("openssl") or subprocess.run(command, stderr=subprocess.PIPE).returncode:
-        pytest.skip("needs the openssl command")
-    return path
-
-
-@pytest.fixture
-def tls(certificate):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, certificate + ".key")
-    return context
-
-
 @pytest.fixture
 def refusing():
     """The URL of a port at which nothing listens, and nothing will."""
@@ -170,6 +156,7 @@ def test_a_reset_in_the_middle_of_the_reply(scripto, raw_server, framing):
     assert run.status == 3 and run.error["code"] == "network-error"
 
 
+@pytest.mark.slow
 def test_each_cause_has_words_of_its_own(newest, raw_server, tls, refusing, with_resolver):
     causes = {
         "refused": (refusing, {}),
@@ -206,8 +193,9 @@ def test_a_self_signed_certificate_gets_no_secret(newest, raw_server, tls, comma
     assert b"".join(server.requests) == b""
 
 
-def test_a_certificate_for_another_host_gets_no_secret(scripto, raw_server, tls, certificate):
-    server = raw_server(USER, tls)  # known by its address, which the certificate does not name
+def test_a_certificate_for_another_host_gets_no_secret(scripto, raw_server, tmp_path):
+    certificate = self_signed(tmp_path / "cert", "DNS:elsewhere.example")
+    server = raw_server(USER, server_side(certificate))
     run = ask(scripto, server.url, env={"SSL_CERT_FILE": certificate})
     assert run.error["code"] == "network-error" and b"".join(server.requests) == b""
     assert re.search("127.0.0.1.*(match|not valid)", run.error["message"])

@@ -187,6 +187,7 @@ def fill(folder):
 # ---- Whole at every moment ----------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sixty_programs_writing_at_once_leave_sixty_profiles(tmp_path):
     scriptos = itertools.cycle([Scripto(python, tmp_path / "home") for python in EDGES])
     keys = {"p%d" % number: "scripto_key%d" % number for number in range(60)}
@@ -201,6 +202,7 @@ def test_sixty_programs_writing_at_once_leave_sixty_profiles(tmp_path):
     assert not files_beside(next(scriptos).config)
 
 
+@pytest.mark.slow
 def test_different_commands_at_once_do_not_undo_each_other(tmp_path):
     """Removals, a switch and additions meet: each has its effect and no other."""
     scriptos = itertools.cycle([Scripto(python, tmp_path / "home") for python in EDGES])
@@ -248,6 +250,7 @@ runpy.run_path(PROGRAM, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_step_of_a_write_leaves_a_whole_file_and_no_held_lock(edge, tmp_path):
     """Before each call to the system in turn, until one run gets to its end."""
     scripto = Scripto(edge, tmp_path / "home")
@@ -270,6 +273,7 @@ def test_kill_9_at_any_step_of_a_write_leaves_a_whole_file_and_no_held_lock(edge
     assert not files_beside(scripto.config)
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_of_a_run_loses_nothing(newest):
     newest.write_config(some_state())
     start = time.monotonic()
@@ -287,6 +291,7 @@ def test_kill_9_at_any_moment_of_a_run_loses_nothing(newest):
     assert not files_beside(newest.config)
 
 
+@pytest.mark.slow
 def test_a_reader_never_sees_half_a_file(newest):
     """The file is read over and over while programs rewrite it."""
     newest.write_config(some_state(filler="x" * 500000))
@@ -304,6 +309,7 @@ def test_a_reader_never_sees_half_a_file(newest):
     ["logout", "you", "--json"], ["config", "clear", "--yes", "--json"],
     complete("you@example.com", "123456", NOWHERE),
 ))  # fmt: skip
+@pytest.mark.slow
 def test_a_held_lock_is_a_clear_error_and_not_a_hang(words, scripto, impatient, hold_lock):
     scripto.write_config(some_state())
     hold_lock(scripto.config)
@@ -541,7 +547,8 @@ def test_no_hang_and_no_loss_at_what_is_in_a_side_files_place(thing, suffix, new
 def test_a_link_stays_a_link(scripto, tmp_path, lasting):
     """Every command that writes changes what the link leads to."""
     real = tmp_path / "dotfiles" / "scripto.json"
-    real.parent.mkdir(mode=0o755)
+    real.parent.mkdir()
+    real.parent.chmod(0o755)  # whatever the umask
     real.write_bytes(GOOD)
     scripto.config.parent.mkdir(parents=True, mode=0o700)
     scripto.config.symlink_to(os.path.relpath(str(real), str(scripto.config.parent)))
@@ -642,13 +649,14 @@ def home_of_another_user(scripto, request):
         return {"env": {"HOME": "/"}}
     for path in (scripto.home, *scripto.home.glob("**/*")):
         os.chown(str(path), 12345, 12345)
+        path.chmod(mode_of(path) & ~0o022)  # whatever the umask
     return {"preexec_fn": without_privileges}
 
 
 def config_folder_of_another_user(scripto, request):
     if os.geteuid():
         pytest.skip("only root can give a folder away")
-    scripto.config.parent.parent.mkdir()
+    scripto.config.parent.parent.mkdir(mode=0o755)
     os.chown(str(scripto.config.parent.parent), 12345, 12345)
     return {"preexec_fn": without_privileges}
 
@@ -1122,6 +1130,7 @@ def secret(key):
 
 
 @in_turn("as_json", {"json": ["--json"], "human": []})
+@pytest.mark.slow
 def test_no_command_prints_a_key(as_json, scripto, lasting):
     """A whole life of a key, from minting to removal, good and bad."""
     email = next(EMAILS)

@@ -11,6 +11,7 @@ import random
 import stat
 import time
 
+import pytest
 from conftest import EDGES, Result, Scripto
 
 SECONDS = float(os.environ.get("SCRIPTO_PROPERTY_SECONDS") or 5)
@@ -256,6 +257,7 @@ class World:
         act()
 
 
+@pytest.mark.slow
 def test_random_operations_kills_and_junk_leave_what_the_model_says(tmp_path, backend):
     world = World(tmp_path / "home", backend, SEED)
     end = time.monotonic() + SECONDS

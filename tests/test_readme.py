@@ -28,12 +28,13 @@ def newest(tmp_path_factory):
     return Scripto(PYTHONS[-1], tmp_path_factory.mktemp("home"))
 
 
-def test_the_first_command_does_what_it_shows(python, tmp_path):
+@pytest.mark.slow
+def test_the_first_command_does_what_it_shows(edge, tmp_path):
     """In a folder that holds the file alone; `...` in the README stands for any lines."""
     shutil.copy(PROGRAM, str(tmp_path))
     (block,) = [each for each in SPEC_BLOCKS if each.startswith("$ python3 scripto.py demo\n")]
     shown = block.split("\n", 1)[1]
-    machine = Scripto(python, tmp_path / "home")
+    machine = Scripto(edge, tmp_path / "home")
     run = machine.run("demo", program=str(tmp_path / "scripto.py"), cwd=str(tmp_path))
     pattern = re.escape(without_chances(shown)).replace(re.escape("...\n"), "(?:.*\n)+?")
     assert re.fullmatch(pattern, without_chances(run.out)), run.out

@@ -243,6 +243,7 @@ def test_a_reply_that_stops_is_an_error(at):
 SIZE = 200 << 20
 
 
+@pytest.mark.slow
 def test_200_megabytes_pass_in_little_memory(at, scripto, tmp_path):
     """Its own peak, as the system counted it, in kilobytes: in a process that does nothing else."""
     block = os.urandom(1 << 20)

@@ -463,6 +463,7 @@ def test_a_backend_with_closed_streams_keeps_its_database(newest, tmp_path):
     assert b"login-request" not in db.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_demo_needs_no_stream_but_its_output(newest):
     run = newest.run("demo", **closing(0, 2))
     assert run.status == 0 and "✓ Signed in" in run.out
@@ -608,6 +609,7 @@ def opened(folder):
     return paths
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_the_demo_leaves_nothing_behind(newest, tmp_path):
     folder = tmp_path / "tmp"
     folder.mkdir()

