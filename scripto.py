@@ -1286,17 +1286,19 @@ def watch_mbox(ctx, path, email):
         yield {at: b"From " + mail[:MAIL_BYTES] for at, mail in enumerate(mails)}
 
 
-def words_of(error, secret=None):
+def words_of(error, *secrets):
     """A mail server may say anything: harmless, short, and without what it was told."""
     words = (error.args or [""])[-1]
     words = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
-    words = re.sub(r"\S{60,}", "...", words.replace(secret or "...", "..."))  # an encoded one, say
+    for secret in secrets:
+        words = words.replace(secret, "...")
     return harmless(words)[:200]
 
 
 def log_in(ctx, box, user, host):
     """By a token (SASL XOAUTH2, as Google and Microsoft have it), else by a password."""
-    import netrc  # lazy
+    import base64  # lazy
+    import netrc
 
     token, password = map(ctx.env.get, ("SCRIPTO_MAIL_TOKEN", "SCRIPTO_MAIL_PASSWORD"))
     try:
@@ -1315,7 +1317,8 @@ def log_in(ctx, box, user, host):
         else:
             box.login(user, password)
     except box.error as error:
-        words = words_of(error, token or password)
+        sent = base64.b64encode(reply.encode()).decode()
+        words = words_of(error, sent, token or password)
         raise failed(f"{host} refused the log-in: {words}", NEXT_PASSWORD)
 
 
