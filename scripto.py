@@ -1286,17 +1286,19 @@ def watch_mbox(ctx, path, email):
         yield {at: b"From " + mail[:MAIL_BYTES] for at, mail in enumerate(mails)}
 
 
-def words_of(error, secret=None):
+def words_of(error, *secrets):
     """A mail server may say anything: harmless, short, and without what it was told."""
     words = (error.args or [""])[-1]
     words = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
-    words = re.sub(r"\S{60,}", "...", words.replace(secret or "...", "..."))  # an encoded one, say
+    for secret in secrets:
+        words = words.replace(secret, "...")
     return harmless(words)[:200]
 
 
 def log_in(ctx, box, user, host):
     """By a token (SASL XOAUTH2, as Google and Microsoft have it), else by a password."""
-    import netrc  # lazy
+    import base64  # lazy
+    import netrc
 
     token, password = map(ctx.env.get, ("SCRIPTO_MAIL_TOKEN", "SCRIPTO_MAIL_PASSWORD"))
     try:
@@ -1315,7 +1317,8 @@ def log_in(ctx, box, user, host):
         else:
             box.login(user, password)
     except box.error as error:
-        words = words_of(error, token or password)
+        sent = base64.b64encode(reply.encode()).decode()
+        words = words_of(error, sent, token or password)
         raise failed(f"{host} refused the log-in: {words}", NEXT_PASSWORD)
 
 
@@ -1798,6 +1801,11 @@ def cmd_config_clear(ctx, args):
 # What a script does with a key: hand it to another program, or send a request of its own.
 
 
+def not_run(command, why):
+    text = f"'{readable(command[0])}' cannot be run: {why}."
+    return invalid(text, "look at the command behind --")
+
+
 def cmd_run(ctx, args):
     """Becomes that command; on Windows, which knows no such thing, it waits."""
     target = resolve(ctx, args)
@@ -1814,8 +1822,7 @@ def cmd_run(ctx, args):
         os.umask(ctx.umask)
         os.execvpe(args.command[0], args.command, env)
     except OSError as error:
-        text = f"'{readable(args.command[0])}' cannot be run: {error}."
-        raise invalid(text, "look at the command behind --")
+        raise not_run(args.command, error)
 
 
 def read_body(text):
@@ -2211,6 +2218,16 @@ def hash_of(key):
     return hashlib.sha256(key.encode()).digest()
 
 
+class Job:
+    """One caller's part of a transaction."""
+
+    taken = committed = False
+    result = refusal = None
+
+    def __init__(self, work, values):
+        self.work, self.values = work, values
+
+
 class Store:
     """What write() returned survives a power cut. Reads have a connection of their own, which waits
     for no writer and no disk. SQLite's locks hold off other processes. Each statement is read to
@@ -2221,40 +2238,41 @@ class Store:
         import sqlite3  # lazy
         import threading
 
-        self.lock, self.read_lock, self.flush_lock = (threading.Lock() for _ in range(3))
-        self.written, self.flushed, self.log = 0, 0, None
+        self.lock, self.read_lock = threading.Lock(), threading.Lock()
+        self.jobs = collections.deque()  # that wait for the next transaction
         home = "" if path else xdg_folder(ctx, "XDG_DATA_HOME", ".local/share", "pass --db FILE")
         # No `:memory:`, which would be lost at the end.
         self.path = path = os.path.abspath(path or os.path.join(home, "scripto", "scripto.db"))
         try:
-            at, owner = enter(ctx, os.path.dirname(path), serving) if home else (None, ())
-            if home and serving and not owner:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-            # Made by us, so that it is 0600 before SQLite writes; its side files follow suit.
-            flags = os.O_RDWR | NONBLOCK | (os.O_CREAT if serving else 0)
-            flags |= os.O_NOFOLLOW if owner else 0
-            descriptor = os.open(os.path.basename(path) if owner else path, flags, 0o600, dir_fd=at)
-            if owner:
-                give(ctx, descriptor, owner)
-                os.close(at)
-            os.close(descriptor)
+            self.make(ctx, home, serving)
             self.file, self.db = os.stat(path), self.connect(WRITE_SECONDS, "FULL")
             self.write(self.migrate, serving)
             if serving:
                 os.chmod(path, 0o600)
                 self.run("PRAGMA journal_mode = WAL")
-                self.run("PRAGMA synchronous = NORMAL")  # but for flush()
             self.reader = self.connect(0.2, "NORMAL")
             self.read("PRAGMA wal_autocheckpoint = 0")  # which would wait for the disk
             self.secret = self.read("SELECT value FROM secret")[0][0]
             self.check()  # which opens SQLite's other files, while there are descriptors left
-            if serving:
-                self.log, self.flushed = os.open(path + "-wal", os.O_RDWR), self.written
         except (OSError, UnicodeError, sqlite3.Error) as error:
             hint = "mend that, or pass --db FILE if you mean another"
             if type(error) is sqlite3.DatabaseError:  # it is damaged, or none
                 hint = "restore a backup; sqlite3's command .recover may save what is in there"
             raise self.trouble(f"cannot be used: {error}", hint)
+
+    def make(self, ctx, home, serving):
+        """By us, so that it is 0600 before SQLite writes; its side files follow suit."""
+        folder, name = os.path.split(self.path)
+        at, owner = enter(ctx, folder, serving) if home else (None, ())
+        if home and serving and not owner:
+            os.makedirs(folder, exist_ok=True)
+        flags = os.O_RDWR | NONBLOCK | (os.O_CREAT if serving else 0)
+        if not owner:
+            return os.close(os.open(self.path, flags, 0o600))
+        descriptor = os.open(name, flags | os.O_NOFOLLOW, 0o600, dir_fd=at)
+        give(ctx, descriptor, owner)
+        os.close(descriptor)
+        os.close(at)
 
     def trouble(self, what, hint):
         return failed(f"The database {self.path} {what}.", hint)
@@ -2268,8 +2286,6 @@ class Store:
         return db
 
     def close(self):
-        if self.log is not None:
-            os.close(self.log)  # first: Windows deletes no file that is open
         self.reader.close()
         self.db.close()
 
@@ -2287,37 +2303,36 @@ class Store:
         try:
             return work()
         finally:
-            self.written = self.db.total_changes
             self.lock.release()
 
-    def flush(self):
-        """As synchronous = FULL would do in each COMMIT, but threads share it: who waits for another's
-        flush may find that the next one, begun after its own commit, has done its work, too."""
-        mine = self.written
-        with self.flush_lock:
-            if self.flushed < mine and self.log is not None:
-                now = self.written
-                os.fsync(self.log)
-                self.flushed = now
-
     def write(self, work, *values):
-        """Runs work(*values) as one transaction. A ScriptoError undoes nothing of it: an attempt
-        that is refused counts."""
+        """What work(*values) returns, once it is on the disk. Who comes during a transaction shares
+        the next one, and its flush, with all who wait. A ScriptoError undoes nothing of it: an
+        attempt that is refused counts."""
+        job = Job(work, values)
+        self.jobs.append(job)
+        with self.lock:
+            if not job.taken:
+                self.commit([self.jobs.popleft() for _ in range(len(self.jobs))])
+        if not job.committed:
+            raise OSError(errno.EIO, "what shared its transaction failed")
+        if job.refusal:
+            raise job.refusal
+        return job.result
 
-        def transaction():
-            self.db.rollback()  # what a COMMIT that failed may have left: of a full disk, say
-            with self.db:  # commits
-                self.run("BEGIN IMMEDIATE")
+    def commit(self, jobs):
+        for job in jobs:
+            job.taken = True
+        self.db.rollback()  # what a COMMIT that failed may have left: of a full disk, say
+        with self.db:  # commits
+            self.run("BEGIN IMMEDIATE")
+            for job in jobs:
                 try:
-                    return work(*values)
+                    job.result = job.work(*job.values)
                 except ScriptoError as error:
-                    refusal = error
-            raise refusal
-
-        try:
-            return self.hold(WRITE_SECONDS, transaction)
-        finally:
-            self.flush()
+                    job.refusal = error
+        for job in jobs:
+            job.committed = True
 
     def check(self):
         """Raises unless both connections read, and from the file at its path: what goes into one
@@ -2483,16 +2498,32 @@ def client_of(address):
     return packed[:8].hex() + "/64" if packed else address
 
 
-class Backend:
-    """What routes share."""
+def check_address(text, flag):
+    """In a rule the name may be missing; a `*` would match nobody."""
+    name = "x" if flag == "--allow" and text[:1] == "@" else ""
+    if not is_email(name + text) or (flag == "--allow" and "*" in text):
+        raise invalid(f"'{readable(text)[:80]}' is no address.", f"pass another {flag}")
+    return text
 
-    def __init__(self, ctx, deliver, sender, rules, rate_limit):
+
+class Backend:
+    """What routes share. All that was said is checked here, before anything is opened."""
+
+    def __init__(self, ctx, args):
         import threading  # lazy
 
-        self.ctx, self.deliver, self.sender, self.rules = ctx, deliver, sender, rules
-        self.rate_limit, self.recent, self.dropped = rate_limit, {}, 0
+        self.ctx, self.args, self.host = ctx, args, args.host or "127.0.0.1"
+        self.recent, self.dropped = {}, 0
         self.guard, self.mails = threading.Lock(), threading.BoundedSemaphore(MAILS)
-        self.store = self.public_url = self.source = None  # serve() finds them
+        self.rate_limit = check_number(args.rate_limit or "60", "--rate-limit", 10**9)
+        self.rules = {check_address(rule.lower(), "--allow") for rule in args.allow or ()}
+        self.public_url, host = args.public_url, "localhost"
+        if args.public_url:
+            self.public_url = check_base_url(ctx, args.public_url, "--public-url")
+            host = origin_of(self.public_url)[1]
+        sender = args.mail_from or "scripto@" + (host if is_email("x@" + host) else "localhost")
+        self.sender = check_address(sender, "--mail-from")
+        self.deliver = delivery_for(ctx, args.mail or "console", self.host, self.sender)
 
     def log(self, text):
         """Who does not read it stops nothing: what nobody takes is dropped, and counted."""
@@ -2506,12 +2537,10 @@ class Backend:
         """Raises resource-exhausted for one that asks too often in a sliding minute."""
         now = time.monotonic()
         with self.guard:
-            times = self.recent.pop(client, None) or collections.deque()
+            times = [each for each in self.recent.pop(client, ()) if each > now - 60]
             self.recent[client] = times  # as the latest; the first has been quiet longest
             if len(self.recent) > 9999:
                 del self.recent[next(iter(self.recent))]
-            while times and times[0] <= now - 60:
-                times.popleft()
             if len(times) >= self.rate_limit:
                 raise too_many("requests from this address", client, times[0] + 60 - now)
             times.append(now)
@@ -2633,18 +2662,16 @@ def route_guide(backend, request):
     return 200, guide_text(backend.public_url).encode(), []
 
 
-READ = "GET, HEAD, OPTIONS"
 ROUTES = {  # path: (methods, route); HEAD is a GET whose body is not sent (RFC 9110, 9.3.2)
-    "/api/cli/login-request": ("POST, OPTIONS", route_login_request),
-    "/api/cli/login-complete": ("POST, OPTIONS", route_login_complete),
-    "/api/auth/me": (READ, route_me),
-    "/api/keys": (READ, route_keys),
-    "/api/keys/<id>": ("DELETE, OPTIONS", route_key),
-    "/healthz": (READ, route_health),
-    "/scripto.py": (READ, route_source),
-    "/llms.txt": (READ, route_guide),
-    "/": (READ, route_guide),
-    "*": ("OPTIONS", None),
+    "/api/cli/login-request": ("POST", route_login_request),
+    "/api/cli/login-complete": ("POST", route_login_complete),
+    "/api/auth/me": ("GET, HEAD", route_me),
+    "/api/keys": ("GET, HEAD", route_keys),
+    "/api/keys/<id>": ("DELETE", route_key),
+    "/healthz": ("GET, HEAD", route_health),
+    "/scripto.py": ("GET, HEAD", route_source),
+    "/llms.txt": ("GET, HEAD", route_guide),
+    "/": ("GET, HEAD", route_guide),
 }
 
 
@@ -2655,25 +2682,34 @@ def pattern_of(path):
 
 
 def reply_to(backend, request):
-    methods, route = ROUTES.get(pattern_of(request.path), ("", None))
-    if not methods and request.method in ("CONNECT", "TRACE"):
-        methods = ROUTES["*"][0]
-    if not methods:
-        raise ScriptoError("not-found", "There is nothing here.", NEXT_GUIDE)
-    allow = [("Allow", methods)]
-    if request.method == "OPTIONS":
-        return 204, b"", allow
+    methods, route = ROUTES.get(pattern_of(request.path), ("GET, HEAD, POST, DELETE", None))
     if request.method not in methods.split(", "):
-        problem = f"This path takes only {methods}."
-        raise ScriptoError("invalid-argument", problem, NEXT_GUIDE, 405, allow)
+        raise ScriptoError("invalid-argument", f"This path takes only {methods}.", NEXT_GUIDE, 405,
+                           [("Allow", methods)])
+    if not route:
+        raise ScriptoError("not-found", "There is nothing here.", NEXT_GUIDE)
     return route(backend, request)
 
 
 # ---- Server ---------------------------
 # Sockets, threads and time-outs. Two halves of classes whose other halves are the standard
-# library's; make_server() joins them, where those are imported.
+# library's; server_for() joins them, where those are imported.
 
 FOREVER = float("inf")
+
+
+def tls_context(args):
+    if not args.tls_cert and not args.tls_key:
+        return None
+    import ssl  # lazy
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(args.tls_cert or "", args.tls_key or "")
+    except (OSError, ValueError) as error:
+        hint = "pass both --tls-cert and --tls-key: PEM files that belong together"
+        raise invalid(f"The certificate cannot be used: {error}.", hint)
+    return context
 
 
 class Connections:
@@ -2683,13 +2719,22 @@ class Connections:
     daemon_threads = True
     allow_reuse_address = os.name == "posix"  # on Windows it would share the port
     request_queue_size = 128
+    timeout = 0.1  # for which handle_request() waits for a connection
 
-    def start(self, backend, tls, behind_proxy):
-        import threading  # lazy
+    def start(self, backend, tls):
+        """Sets `url`, by which this machine comes to it, and what the backend is for others."""
+        import socket  # lazy
+        import threading
 
-        self.backend, self.tls, self.behind_proxy = backend, tls, behind_proxy
+        self.backend, self.tls, self.stopping = backend, tls, False
         self.deadlines, self.clients, self.guard = {}, {}, threading.Lock()
-        self.stopping = False
+        host, (address, port) = backend.host, self.server_address[:2]
+        form = f"{'https' if tls else 'http'}://%s:{port}"
+        self.url = public = form % (f"[{host}]" if ":" in host else host)
+        if address in ("0.0.0.0", "::"):  # which nobody can come to
+            public = form % socket.gethostname().lower().encode("idna").decode()
+        backend.public_url = backend.public_url or public
+        backend.source = own_source(backend.public_url)
 
     def get_request(self):
         try:
@@ -2738,8 +2783,12 @@ class Connections:
             idle.sort(key=lambda each: (-held[self.clients[each]], self.deadlines[each]))
             self.cut(idle[:1])
 
-    def service_actions(self):
-        """Twice a second: cuts off who is late, silent or dribbling."""
+    def accept(self):
+        """One connection, if one comes soon. Who is late, silent or dribbling is cut off."""
+        self.handle_request()
+        self.cut_late()
+
+    def cut_late(self):
         now = time.monotonic()
         with self.guard:
             self.cut([each for each, until in self.deadlines.items() if until < now])
@@ -2758,19 +2807,19 @@ class Connections:
     def finish(self):
         """What has arrived is answered, and nothing else waited for."""
         self.stopping = True
-        self.shutdown()
         self.timeout = 0
         for _ in range(self.request_queue_size):  # those that nobody has accepted yet
-            self.handle_request()
-        self.server_close()
+            self.accept()
+        self.socket.close()
         soon = time.monotonic() + 1  # time for the threads to read what is there
         with self.guard:
             for connection, until in self.deadlines.items():
                 if until < FOREVER:
                     self.deadlines[connection] = soon
         while self.deadlines and time.monotonic() < soon + MAIL_SECONDS + READ_SECONDS:
-            self.service_actions()
             time.sleep(0.02)
+            self.cut_late()
+        self.backend.store.close()
 
 
 class RequestHandler:
@@ -2816,7 +2865,7 @@ class RequestHandler:
 
     def read_head(self):
         """Returns the length of the body, None for no request. Refuses what a proxy in front may
-        read in another way (request smuggling; RFC 9112, 2.2, 3.2 and 6.3)."""
+        read in another way (request smuggling; RFC 9112, 2.2, 3.2, 5.2 and 6.3)."""
         import http.client  # lazy
         import io
 
@@ -2829,8 +2878,9 @@ class RequestHandler:
         if len(head) > HEAD_BYTES:
             raise invalid(f"The header is larger than {HEAD_BYTES} bytes.", NEXT_GUIDE, 431)
         first, _, rest = head.partition(b"\n")
-        words = re.match(rb"([!-~]+) ([!-~]+) HTTP/1\.([01])\r?\Z", first)
-        if not words or line not in (b"\r\n", b"\n") or re.search(rb"\r(?!\n)|\0", head):
+        words = re.match(rb"([!-~]+) ([!-~]+) HTTP/1\.([01])\r\Z", first)
+        odd = re.search(rb"\r(?!\n)|(?<!\r)\n|\n[ \t]|\0", head)  # half an end, a continued line
+        if odd or not words or line != b"\r\n":
             raise invalid("The request is not valid HTTP/1.1.", NEXT_GUIDE)
         self.method, target, minor = (word.decode() for word in words.groups())
         self.path = re.sub("(?i)^https?://[^/?]*", "", target).partition("?")[0]
@@ -2858,7 +2908,7 @@ class RequestHandler:
     def address(self):
         """As the nearest proxy saw it, without a port, if there is said to be a proxy."""
         match = None
-        if self.server.behind_proxy and self.headers:
+        if self.server.backend.args.behind_proxy and self.headers:
             last = ",".join(self.headers.get_all("X-Forwarded-For", [])).rpartition(",")[2].strip()
             match = re.match(r"([0-9.]+):\d+\Z|\[?([0-9A-Fa-f.:]{2,45})(?:\](?::\d+)?)?\Z", last)
         return match.group(1) or match.group(2) if match else self.client_address[0]
@@ -2892,60 +2942,37 @@ class RequestHandler:
                 break
 
 
-def make_server(host, port):
-    import http.client  # noqa: F401  lazy; some for requests, while there are descriptors left
+def server_for(ctx, args):
+    """A server that listens, with its backend."""
+    import hmac  # noqa: F401  lazy; some for requests, while there are descriptors left
+    import http.client  # noqa: F401
     import json  # noqa: F401
     import secrets  # noqa: F401
     import socket
     import socketserver
     import traceback  # noqa: F401
 
+    backend, tls = Backend(ctx, args), tls_context(args)
+
     class Handler(RequestHandler, socketserver.StreamRequestHandler):
         pass
 
     class Server(Connections, socketserver.ThreadingMixIn, socketserver.TCPServer):
-        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        address_family = socket.AF_INET6 if ":" in backend.host else socket.AF_INET
 
+    port = check_number(args.port or "8787", "--port", 65535)
+    backend.store = Store(ctx, args.db)
     try:
-        return Server((host, port), Handler)
+        server = Server((backend.host, port), Handler)
     except (OSError, UnicodeError) as error:
         hint = "pass another --host or --port; --port 0 takes a free one"
-        raise failed(f"Cannot listen at {host}, port {port}: {error}.", hint)
+        raise failed(f"Cannot listen at {backend.host}, port {port}: {error}.", hint)
+    server.start(backend, tls)
+    return server
 
 
 # ---- Operator -------------------------
 # The commands of who runs a backend.
-
-
-def tls_context(args):
-    if not args.tls_cert and not args.tls_key:
-        return None
-    import ssl  # lazy
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(args.tls_cert or "", args.tls_key or "")
-    except (OSError, ValueError) as error:
-        hint = "pass both --tls-cert and --tls-key: PEM files that belong together"
-        raise invalid(f"The certificate cannot be used: {error}.", hint)
-    return context
-
-
-def backend_for(ctx, args, host):
-    """What was said on the command line is checked here, before anything is opened."""
-    rate_limit = check_number(args.rate_limit or "60", "--rate-limit", 10**9)
-    if args.public_url:
-        args.public_url = check_base_url(ctx, args.public_url, "--public-url")
-    sender = "scripto@" + origin_of(args.public_url or "http://localhost")[1]
-    sender = args.mail_from or (sender if is_email(sender) else "scripto@localhost")
-    rules = {rule.lower() for rule in args.allow or ()}
-    addresses = [("--mail-from", sender), ("--test-mail", args.test_mail)]
-    for flag, text in addresses + [("--allow", re.sub("^@", "x@", rule)) for rule in rules]:
-        pattern = flag == "--allow" and "*" in text  # which would match nobody
-        if text is not None and (pattern or not is_email(text)):
-            raise invalid(f"'{readable(text)[:80]}' is no address.", f"pass another {flag}")
-    deliver = delivery_for(ctx, args.mail or "console", host, sender)
-    return Backend(ctx, deliver, sender, rules, rate_limit)
 
 
 def try_mail(backend, to):
@@ -2972,6 +2999,19 @@ def introduce(ctx, backend):
         backend.log(error.message)
 
 
+def throw_away(args):
+    """A folder that goes at the end, for what is to be nowhere else."""
+    import tempfile  # lazy
+
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="scripto-")
+    except OSError as error:
+        raise failed(f"There is no place for temporary files: {error}.", "set TMPDIR to one")
+    args.port, args.db = args.port or "0", args.db or os.path.join(folder.name, "scripto.db")
+    args.mail = args.mail or "maildir:" + os.path.join(folder.name, "mail")
+    return folder
+
+
 def start_command(ctx, args, url):
     """For it, this is the backend. It has the umask that this program was started with."""
     import subprocess  # lazy
@@ -2985,31 +3025,35 @@ def start_command(ctx, args, url):
         # Apart from a terminal in a group of its own, so that what it starts ends with it.
         return subprocess.Popen(args.command, env=env, start_new_session=not is_terminal(ctx.stdin))
     except (OSError, ValueError) as error:
-        problem = f"'{readable(args.command[0])}' cannot be run: {error}."
-        raise invalid(problem, "look at the command behind --")
+        raise not_run(args.command, error)
     finally:
         os.umask(own)
 
 
-def caught_signals():
-    """Those that are still to be heeded, in a list that grows. No queue: its lock would be waited
-    for by a handler that interrupts its holder."""
+def on_signals(handler):
     import signal  # lazy
 
-    signals = []
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # the last is Windows' Ctrl-Break
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, _: signals.append(number))
-    return signals
+            signal.signal(getattr(signal, name), handler)
 
 
-def wait_for_end(ctx, args, server, process, signals):
-    """Returns the exit status, as a shell has it. A command gets the signals: all but a terminal's
-    Ctrl-C, which reaches it anyway, as all of them do on Windows. SIGHUP renews the certificate."""
+def pass_on(ctx, process, number):
+    """A terminal's Ctrl-C reaches it anyway, as all signals do on Windows."""
+    if os.name == "posix" and not (number == 2 and is_terminal(ctx.stdin)):
+        try:
+            os.kill(-process.pid, number)
+        except OSError:  # at a terminal it has no group of its own
+            process.send_signal(number)
+
+
+def serve_until(ctx, args, server, process, signals):
+    """Serves until a signal or, if there is one, the end of the command, which gets the signals.
+    Returns the exit status, as a shell has it. SIGHUP renews the certificate."""
     import signal  # lazy
 
     while True:
-        time.sleep(0.1)
+        server.accept()
         status = process.poll() if process else None
         if status is not None:
             end_command(process)
@@ -3023,59 +3067,39 @@ def wait_for_end(ctx, args, server, process, signals):
                     server.backend.log("the old one stays. " + error.message)
             elif not process:
                 return 0
-            elif os.name == "posix" and not (number == signal.SIGINT and is_terminal(ctx.stdin)):
-                try:
-                    os.kill(-process.pid, number)
-                except OSError:  # at a terminal it has no group of its own
-                    process.send_signal(number)
+            else:
+                pass_on(ctx, process, number)
 
 
 def serve(ctx, args):
-    import socket  # lazy
+    import signal  # lazy
     import threading
 
-    host, port = args.host or "127.0.0.1", check_number(args.port or "8787", "--port", 65535)
-    backend = backend_for(ctx, args, host)
     if args.test_mail is not None:
-        return try_mail(backend, args.test_mail)
-    tls, backend.store = tls_context(args), Store(ctx, args.db)
-    server = make_server(host, port)
-    server.start(backend, tls, args.behind_proxy)
-    form = f"{'https' if tls else 'http'}://%s:{server.server_address[1]}"
-    url = reached = form % (f"[{host}]" if ":" in host else host)
-    if server.server_address[0] in ("0.0.0.0", "::"):  # which nobody can come to
-        reached = form % socket.gethostname().lower().encode("idna").decode()
-    backend.public_url = args.public_url or reached
-    backend.source = own_source(backend.public_url)
-    signals = caught_signals()
-    show(ctx, {"url": url, "publicUrl": backend.public_url}, ["listening on " + url])
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    mailing = threading.Thread(target=introduce, args=[ctx, backend], daemon=True)
-    mailing.start()
-    process = None
-    if args.command:
-        mailing.join(1)  # a Maildir is there by then
-        here = url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
-        process = start_command(ctx, args, backend.public_url if tls else here)
-    status = wait_for_end(ctx, args, server, process, signals)
-    server.finish()
-    backend.store.close()
-    return status
+        return try_mail(Backend(ctx, args), check_address(args.test_mail, "--test-mail"))
+    server, process, signals = server_for(ctx, args), None, []
+    backend = server.backend
+    on_signals(lambda number, _: signals.append(number))
+    try:
+        urls = {"url": server.url, "publicUrl": backend.public_url}
+        show(ctx, urls, ["listening on " + server.url])
+        mailing = threading.Thread(target=introduce, args=[ctx, backend], daemon=True)
+        mailing.start()
+        if args.command:
+            mailing.join(1)  # a Maildir is there by then
+            here = server.url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
+            process = start_command(ctx, args, backend.public_url if server.tls else here)
+        return serve_until(ctx, args, server, process, signals)
+    finally:
+        on_signals(signal.SIG_IGN)  # one is enough
+        server.finish()
 
 
 def cmd_serve(ctx, args):
     """Until a signal or, with one, the end of the command; that finds a backend of its own."""
     if not args.command:
         return serve(ctx, args)
-    import tempfile  # lazy
-
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="scripto-serve-")
-    except OSError as error:
-        raise failed(f"There is no place for temporary files: {error}.", "set TMPDIR to one")
-    with folder as path:
-        args.port, args.db = args.port or "0", args.db or os.path.join(path, "scripto.db")
-        args.mail = args.mail or "maildir:" + os.path.join(path, "mail")
+    with throw_away(args):
         return serve(ctx, args)
 
 
@@ -3103,69 +3127,54 @@ def cmd_users_remove(ctx, args):
     return {"removed": email}, [f"✓ Removed: {email}, with every key"]
 
 
-def demo_needs():
-    """(this program's file, a temporary folder)."""
-    import tempfile  # lazy
+def demo_steps(server, folder, program, env):
+    """The two commands, with the mail in between, and whoami, each as {"command", "output"}. Raises
+    internal unless it worked."""
+    import subprocess  # lazy
 
-    program = os.path.abspath(globals().get("__file__", "scripto.py"))
-    if not os.path.isfile(program):  # but standard input, or inside a zip file
-        raise failed("The demo runs this program's file, and there is none.",
-                      "save it as scripto.py, and run: python3 scripto.py demo")
-    try:
-        return program, tempfile.TemporaryDirectory(prefix="scripto-demo-")
-    except OSError as error:
-        raise failed(f"There is no place for temporary files: {error}.", "set TMPDIR to one")
+    def step(words):
+        with subprocess.Popen([sys.executable, program] + words.split(), env=env,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            try:
+                while process.poll() is None:
+                    server.accept()
+            finally:
+                process.kill()  # if we were interrupted
+            output = process.stdout.read().decode("utf-8", "replace")
+        if process.returncode:
+            text = f"The demo failed at 'scripto {words}': " + " ".join(output.split())
+            raise ScriptoError("internal", text, NEXT_DOCTOR)
+        return {"command": "$ scripto " + words, "output": output}
 
-
-def demo_step(start, words):
-    """One command, to its end, as {"command", "output"}. Raises internal unless it worked."""
-    process = start(words)
-    output = process.communicate()[0].decode("utf-8", "replace")
-    if process.returncode:
-        text = f"The demo failed at 'scripto {words}': " + " ".join(output.split())
-        raise ScriptoError("internal", text, NEXT_DOCTOR)
-    return {"command": "$ scripto " + words, "output": output}
-
-
-def demo_steps(start, mail):
-    """The two commands, with the mail in between, and whoami."""
-    email = " --email you@example.com"
-    yield demo_step(start, "auth login-request" + email)
-    with open(os.path.join(mail, os.listdir(mail)[0]), encoding="utf-8") as file:
-        text = file.read()
-    yield {"command": "The mail that came:", "output": text}
-    code = re.search(r"Subject: (\d{6}) ", text).group(1)
-    yield demo_step(start, f"auth login-complete{email} --code {code}")
-    yield demo_step(start, "whoami")
+    yield step("auth login-request --email you@example.com")
+    (name,) = os.listdir(folder)
+    with open(os.path.join(folder, name), encoding="utf-8") as file:
+        mail = file.read()
+    yield {"command": "The mail that came:", "output": mail}
+    code = re.search(r"Subject: (\d{6}) ", mail).group(1)
+    yield step("auth login-complete --email you@example.com --code " + code)
+    yield step("whoami")
 
 
 def cmd_demo(ctx, args):
     """Real processes, HTTP and mail, in a home of their own."""
-    import subprocess  # lazy
-
-    def start(words):
-        return subprocess.Popen([sys.executable, program] + words.split(), env=env, cwd=folder,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-    program, place = demo_needs()
+    program = os.path.abspath(globals().get("__file__", "scripto.py"))
+    if not os.path.isfile(program):  # but standard input, or inside a zip file
+        raise failed("The demo runs this program's file, and there is none.",
+                      "save it as scripto.py, and run: python3 scripto.py demo")
+    for flag, _ in arguments_of(ctx.commands["serve"]):  # none of which is given
+        setattr(args, flag.strip("-").replace("-", "_"), None)
+    silent = Context(ctx.commands, ctx.options)
+    silent.stderr = None  # for the log
     env = {k: v for k, v in ctx.env.items() if not k.startswith(("SCRIPTO_", "XDG_"))}
-    with place as folder:
-        env.update(HOME=folder, PYTHONIOENCODING="utf-8")
-        server, said = start("serve --port 0 --mail maildir:mail"), []
+    with throw_away(args) as home:
+        server = server_for(silent, args)
+        env.update(HOME=home, PYTHONIOENCODING="utf-8", SCRIPTO_API_BASE_URL=server.url)
         try:
-            for line in server.stdout:
-                said += line.decode("utf-8", "replace").split()
-                if line.startswith(b"listening on "):
-                    break
-            else:
-                text = "The demo's backend does not start: " + " ".join(said)
-                raise failed(text, NEXT_DOCTOR)
-            env["SCRIPTO_API_BASE_URL"] = said[-1]
-            steps = list(demo_steps(start, os.path.join(folder, "mail", "new")))
+            steps = list(demo_steps(server, os.path.join(home, "mail", "new"), program, env))
         finally:
-            server.terminate()
-            server.communicate()
-    lines = ["A backend of its own, in a folder that is gone by now, listening on " + said[-1]]
+            server.finish()
+    lines = ["A backend of its own, in a folder that is gone by now, listening on " + server.url]
     for step in steps:
         lines += ["", step["command"]] + step["output"].splitlines()
     done = "✓ This is how to sign in, tried with a backend and a home of its own"
@@ -3556,15 +3565,6 @@ def missing(name, word):
     return invalid(f"The {word.strip('-') or 'command'} is missing.", hint)
 
 
-def check_program(word):
-    """Before anything is served or said."""
-    import shutil  # lazy
-
-    if not shutil.which(word):
-        problem = f"'{readable(word)}' cannot be run: there is no such program."
-        raise invalid(problem, "look at the command behind --")
-
-
 def parse(name, words, behind):
     """The arguments by name. None of what stands `behind`, `--` and all, is looked at."""
     parser, takes = parser_for(name), dict(arguments_of(COMMANDS[name]))
@@ -3599,7 +3599,10 @@ def run(ctx, words):
         return {"help": lines}, lines
     args = parse(name, rest, behind)
     if behind:
-        check_program(behind[1])
+        import shutil  # lazy
+
+        if not shutil.which(args.command[0]):  # before anything is served or said
+            raise not_run(args.command, "there is no such program")
     return COMMANDS[name].work(ctx, args)
 
 

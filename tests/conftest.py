@@ -437,7 +437,7 @@ def server_side(certificate):
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory):
     """The path of one for this machine and for backend.example."""
-    names = "IP:127.0.0.1", "DNS:localhost", "DNS:backend.example"
+    names = "IP:127.0.0.1", "IP:0.0.0.0", "DNS:localhost", "DNS:backend.example"
     return self_signed(tmp_path_factory.mktemp("tls") / "server.pem", *names)
 
 

@@ -4,11 +4,12 @@ What a Python may lack is taken away from one that has it: Alpine's or a self-bu
 ssl or sqlite3, Debian's python3-minimal without json, Windows without fcntl, pwd and fchmod.
 """
 import json
+import re
 import shutil
 import subprocess
 
 import pytest
-from conftest import PROGRAM, PYTHONS, Scripto, http_reply
+from conftest import PROGRAM, PYTHONS, Backend, Scripto, http_reply, wait_until
 
 pytestmark = pytest.mark.slow  # every test imitates a Python of its own
 KEY = "scripto_fromthetests"
@@ -314,3 +315,30 @@ def test_whoami_loads_nothing_of_the_backend(newest, raw_server):
     env = {"SCRIPTO_API_BASE_URL": raw_server(USER).url}
     modules = loaded(newest, "whoami --api-key K", env=env)
     assert "http.client" in modules and modules & SERVING <= {"tempfile"}  # which urllib loads
+
+
+def test_no_request_loads_a_module(newest, tmp_path):
+    """Each was loaded at the start, while there are descriptors left; by the interpreter's own
+    account, from the first request on."""
+    words = ["serve", "--port", "0", "--db", str(tmp_path / "db")]
+    words += ["--mail", "maildir:%s" % (tmp_path / "mail")]
+    with open(str(tmp_path / "log"), "wb") as log:
+        process = newest.start(*words, flags=("-X", "importtime"), stderr=log)
+    url = process.stdout.readline().decode().split()[-1]
+    site = type("Site", (), {"url": url, "request": Backend.request})()
+    try:
+        wait_until(lambda: "traceback" in (tmp_path / "log").read_text(), what="the start")
+        wait_until(lambda: (tmp_path / "mail" / "cur").exists(), what="the first try of the mail")
+        before = (tmp_path / "log").read_text()
+        site.request("POST", "/api/cli/login-request", {"email": "you@example.com"})
+        (mail,) = (tmp_path / "mail" / "new").iterdir()
+        code = re.search(r"Subject: (\d{6}) ", mail.read_text()).group(1)
+        body = {"email": "you@example.com", "otp": code}
+        key = site.request("POST", "/api/cli/login-complete", body)[2]["data"]["apiKey"]
+        for path in ("/api/auth/me", "/api/keys", "/healthz", "/scripto.py", "/llms.txt", "/no"):
+            site.request("GET", path, key=key)
+        after = (tmp_path / "log").read_text()[len(before) :]
+    finally:
+        process.kill()
+        process.communicate()
+    assert after.count(" 200") == 7 and "|" not in after, after

@@ -2,6 +2,7 @@
 
 The backend is real, and so are pipes, commands and files; the IMAP server is a small responder of
 this file's own, on a real socket, which writes down what it is asked."""
+import base64
 import errno
 import json
 import os
@@ -599,8 +600,8 @@ class ImapServer(Listener):
     1 on; `asked` are the commands; `refuse` maps a command to the answer instead of OK, and `drop`
     names one at which the connection ends, once."""
 
-    def __init__(self, context=None, mails=(), password="secret"):
-        self.mails, self.password = list(mails), password
+    def __init__(self, context=None, mails=(), password="secret", starttls=None):
+        self.mails, self.password, self.starttls = list(mails), password, starttls
         self.asked, self.refuse, self.drop, self.validity = [], {}, [], 7
         super().__init__(context)
 
@@ -610,11 +611,17 @@ class ImapServer(Listener):
 
     def talk(self, connection):
         connection.sendall(b"* OK ready\r\n")
+        self.listen(connection)
+
+    def listen(self, connection):
         lines = connection.makefile("rb")
         for line in lines:
             tag, command = line.decode().strip().split(" ", 1)
             verb = " ".join(command.split()[: 2 if command.startswith("UID") else 1])
             self.asked.append(command)
+            if verb == "STARTTLS":
+                connection.sendall(tag.encode() + b" OK go on\r\n")
+                return self.listen(self.starttls.wrap_socket(connection, server_side=True))
             if verb in self.drop:
                 self.drop.remove(verb)
                 return
@@ -626,12 +633,11 @@ class ImapServer(Listener):
     def answer(self, verb, command, connection, lines):
         say = connection.sendall
         if verb == "CAPABILITY":
-            say(b"* CAPABILITY IMAP4rev1 AUTH=XOAUTH2\r\n")
+            offer = b" STARTTLS" if self.starttls else b""
+            say(b"* CAPABILITY IMAP4rev1 AUTH=XOAUTH2%s\r\n" % offer)
         elif verb == "LOGIN" and self.password not in command:
             return "NO [AUTHENTICATIONFAILED] Wrong\x1b[2J password."
         elif verb == "AUTHENTICATE":
-            import base64
-
             say(b"+ \r\n")
             self.asked.append(base64.b64decode(lines.readline()).decode())
         elif verb in ("STATUS", "EXAMINE") and '"INBOX"' not in command and "Junk" not in command:
@@ -727,6 +733,29 @@ def test_a_secret_that_the_mail_server_repeats(newest, backend, imap):
     server.refuse["LOGIN"] = "NO secret is not your password"
     run = login(newest, backend, server.url(), env=PASSWORD)
     assert "secret" not in run.out + run.err and "is not your password" in run.out
+
+
+def test_a_secret_that_it_repeats_as_it_was_sent(newest, backend, imap):
+    server = imap()
+    sent = base64.b64encode(b"user=you\1auth=Bearer ya29.token\1\1").decode()
+    server.refuse["AUTHENTICATE"] = "NO %s is no good" % sent
+    run = login(newest, backend, server.url(), env={"SCRIPTO_MAIL_TOKEN": "ya29.token"})
+    assert sent not in run.out + run.err and "is no good" in run.out
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_beyond_loopback_nothing_is_said_in_the_clear(known, newest, backend, imap, tls, certificate):
+    """0.0.0.0 leads to this machine, but is no loopback address: STARTTLS comes first."""
+    server = imap(starttls=tls)
+    url = server.url().replace("localhost", "0.0.0.0")
+    env = dict(PASSWORD, SSL_CERT_FILE=certificate) if known else PASSWORD
+    process = start_login(newest, backend, url, env=env)
+    if known:
+        imap_mails(backend, server)
+    status, envelope, _ = ended(process)
+    assert status == (0 if known else 3), envelope
+    assert server.asked[:2] == ["CAPABILITY", "STARTTLS"]
+    assert ("LOGIN" in " ".join(server.asked)) == known
 
 
 @pytest.mark.slow

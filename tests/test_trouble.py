@@ -294,6 +294,38 @@ def test_a_full_disk_closes_no_guarded_page(backend):
     assert enter(backend, code).status == 200 and is_accepted(backend, key)
 
 
+def test_who_writes_at_once_shares_a_flush(backend, tmp_path):
+    """Twelve that have to wait for another program's write, and hardly more than one flush each
+    for the first of them and for the rest."""
+    if not shutil.which("strace"):
+        pytest.skip("no strace")
+    ask(backend, "first@example.com")  # with that comes the header of the log
+    trace, tasks = tmp_path / "trace", "/proc/%d/task" % backend.process.pid
+    command = ["strace", "-f", "-y", "-e", "fsync,fdatasync", "-o", str(trace), "-p"]
+    tracer = subprocess.Popen(command + [str(backend.process.pid)], stderr=subprocess.PIPE)
+    assert b"attached" in tracer.stderr.readline()
+    before = len(os.listdir(tasks))
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        with locked(backend):
+            held = [pool.submit(ask, backend, "%d@example.com" % n) for n in range(12)]
+            wait_until(lambda: len(os.listdir(tasks)) >= before + 12, what="all to be waiting")
+        assert {each.result().status for each in held} == {200}
+    tracer.terminate()
+    tracer.communicate()
+    assert 1 <= len(re.findall(r"sync\(\d+<[^>]*scripto\.db", trace.read_text())) <= 4
+    assert rows(backend, "live") == 13
+
+
+def test_a_write_that_fails_is_nobody_s_success(backend):
+    """Whoever it was shared with."""
+    addresses = ["%d@example.com" % n for n in range(12)]
+    with full_disk(backend):
+        replies = at_once(*[lambda a=a: ask(backend, a) for a in addresses])
+    assert {reply.error for reply in replies} == {(500, "internal")} and backend.mails() == []
+    assert (rows(backend, "live"), rows(backend, "events")) == (0, 0)
+    assert {reply.status for reply in at_once(*[lambda a=a: ask(backend, a) for a in addresses])} == {200}
+
+
 @pytest.mark.slow
 def test_what_is_over_goes_a_few_rows_at_a_time(backend):
     ask(backend)
