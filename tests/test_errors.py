@@ -123,6 +123,8 @@ USAGE = {
     "unknown flag with a value": [*WHOAMI, "--verbose=1"],
     "flag without its value": [*LOGIN_REQUEST, "--profile"],
     "flag with an empty value": [*LOGIN_REQUEST, "--profile", ""],
+    "flag with two dashes for a value": [*LOGIN_REQUEST, "--api-url=--"],
+    "repeated flag with two dashes": ["api", "a", "-q", "x=1", "-q=--", "--api-key", "scripto_1"],
     "switch with a value": ["config", "clear", "--yes=maybe"],
     "argument too many": ["use", "you", "me"],
 }

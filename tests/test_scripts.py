@@ -71,6 +71,15 @@ def test_api_sends_what_it_is_told(at, words, line):
     assert b"\r\nAuthorization: Bearer " + KEY.encode() + b"\r\n" in request
 
 
+def test_a_short_flag_may_be_glued_to_its_value(at, scripto):
+    """As with curl; Python 3.6 would not by itself."""
+    api, server = at(http_reply({}), scripto)
+    assert api("a", "-XPUT", '-d{"n":1}', "-qx=1", "-HX-Y: z", "-i").status == 0
+    (request,) = server.requests
+    assert request.startswith(b"PUT /a?x=1 ") and b"\r\nX-Y: z\r\n" in request
+    assert request.endswith(b'\r\n{"n":1}')
+
+
 @pytest.mark.parametrize("how", ["argument", "file", "input"])
 def test_api_sends_a_body_byte_for_byte(at, tmp_path, how):
     body = '{ "ü": [1.0, 10000000000000000000001] }'
@@ -398,6 +407,14 @@ def test_a_key_that_is_given_is_known_by_how_it_starts(signed_in):
     env = {"SCRIPTO_API_KEY": key["apiKey"], "SCRIPTO_API_BASE_URL": backend.url}
     keys = scripto.run("keys", "list", "--json", env=env).data["keys"]
     assert [each["id"] for each in keys if each["current"]] == [key["keyId"]]
+
+
+def test_numbers_in_a_list_stay_as_they_came(newest, raw_server):
+    """JSON has no Infinity, and some programs no float for a time."""
+    keys = b'[{"id": "key_1", "n": 1e999, "at": 12345678901234567890}]'
+    url = raw_server(http_reply(b'{"success": true, "data": {"keys": %s}}' % keys)).url
+    run = newest.run("keys", "list", "--json", "--api-key", KEY, "--api-url", url)
+    assert '"n": 1e999, "at": 12345678901234567890,' in run.out
 
 
 @pytest.mark.parametrize("keys", [None, {}, [1], "x"])
