@@ -1129,7 +1129,7 @@ def backend_error(status, value, hint, key_source=None):
              "resource-exhausted": NEXT_RETRY, "invalid-argument": hint,
              "invalid-response": NEXT_BACKEND}
     next_action = masked(text_of(error, "nextAction"))
-    if not next_action or next_action == NEXT_SIGN_IN:
+    if not next_action or (code, next_action) == ("unauthenticated", NEXT_SIGN_IN):
         next_action = usual.get(code) or next_action or NEXT_DOCTOR
     return ScriptoError(code, message, next_action, status)
 
@@ -1882,10 +1882,11 @@ def cmd_api(ctx, args):
     if reply.status < 300 and not ctx.as_json:
         return itertools.chain(head, parts_of(ctx, url, reply)), None
     content, most = b"", REPLY_BYTES if reply.status < 300 else float("inf")
+    late = time.monotonic() + timeout_of(ctx)
     for part in parts_of(ctx, url, reply, most):
         content += part
-        if len(content) > REPLY_BYTES:  # what an error's status says is enough
-            break
+        if reply.status >= 300 and (len(content) > REPLY_BYTES or time.monotonic() > late):
+            break  # what its status says is enough
     if reply.status >= 300:
         error = bad_reply(url, f"answered HTTP {reply.status}, which is not followed")
         if reply.status >= 400:

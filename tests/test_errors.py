@@ -320,6 +320,11 @@ def test_the_backends_next_action_wins_over_ours(newest, raw_server, command, st
     assert check_failure(newest, words, code, theirs)["message"] == "Nein."
 
 
+def test_a_backend_may_say_what_we_would_of_something_else(newest, raw_server):
+    words = [*WHOAMI, "--api-url", raw_server(failure(500, "internal", nextAction=SIGN_IN)).url]
+    check_failure(newest, words, "internal", SIGN_IN)
+
+
 def test_json_carries_the_backends_words_verbatim_and_a_terminal_does_not(newest, raw_server):
     evil = "run\x1b[2J\r\nthis\x9b1m\u202e"
     server = raw_server(failure(400, "invalid-argument", evil, nextAction=evil))

@@ -1,11 +1,13 @@
 """What a script does with a key: api, run, keys, and logout that revokes."""
 import hashlib
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 from conftest import EDGES, PROGRAM, PYTHONS, Scripto, http_reply, python_id
@@ -204,6 +206,22 @@ def test_an_error_with_a_long_body_keeps_its_status(at):
     api, _ = at(http_reply(b"x" * (3 << 20), 503))
     assert 1 << 20 <= len(said(api("a"), "internal", 3)) < 2 << 20
     assert api("a", "--json").error["code"] == "internal"
+
+
+def test_an_error_whose_body_drips_keeps_its_status(at):
+    """SCRIPTO_TIMEOUT is for each read of an answer, but for all of an error."""
+
+    def drip(connection):
+        connection.sendall(b"HTTP/1.1 500 Whatever\r\nContent-Length: 100\r\n\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                connection.sendall(b"x")
+                time.sleep(0.1)
+
+    api, _ = at(drip)
+    start = time.monotonic()
+    assert api("a", "--json", env={"SCRIPTO_TIMEOUT": "0.5"}).error["code"] == "internal"
+    assert time.monotonic() - start < 8
 
 
 def test_the_backends_error_is_passed_through(at):
