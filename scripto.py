@@ -1247,8 +1247,8 @@ def watch_command(ctx, command, email):
     import atexit  # lazy
     import subprocess
 
-    env = dict(ctx.env, SCRIPTO_REQUESTED_AT=str(int(time.time())))
-    env["SCRIPTO_EMAIL"] = os.fsdecode(email.encode())  # which an ASCII locale takes, too
+    env = dict(ctx.env, SCRIPTO_REQUESTED_AT=str(int(time.time())),
+               SCRIPTO_EMAIL=os.fsdecode(email.encode()))  # which an ASCII locale takes, too
     nothing, found = subprocess.DEVNULL, {}
     while True:
         yield found
