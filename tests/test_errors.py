@@ -124,7 +124,7 @@ USAGE = {
     "flag without its value": [*LOGIN_REQUEST, "--profile"],
     "flag with an empty value": [*LOGIN_REQUEST, "--profile", ""],
     "flag with two dashes for a value": [*LOGIN_REQUEST, "--api-url=--"],
-    "repeated flag with two dashes": ["api", "a", "-q", "x=1", "-q=--", "--api-key", "scripto_1"],
+    "repeated flag with two dashes": ["api", "a", "-H", "X: y", "-H=--", "--api-key", "scripto_1"],
     "switch with a value": ["config", "clear", "--yes=maybe"],
     "argument too many": ["use", "you", "me"],
 }
