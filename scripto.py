@@ -226,13 +226,19 @@ def emit_lines(ctx, stream, lines, end="\n"):
     emit(stream, text)
 
 
+def json_text(value, **form):
+    """ASCII, with numbers as they came."""
+    import json  # lazy
+
+    number = r'"\\ufdd0(-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[Ee][-+]?[0-9]+)?)"'  # RFC 8259, 6
+    return re.sub(number, r"\1", json.dumps(value, **form))
+
+
 def answer(ctx, stream, envelope, lines):
     if not ctx.as_json:
         return emit_lines(ctx, stream, lines)
     try:
-        import json  # lazy
-
-        text = json.dumps(envelope)
+        text = json_text(envelope)
     except ImportError:
         if envelope["success"]:
             raise  # main() comes here once more, to say so
@@ -746,16 +752,13 @@ class ProfileFile:
     def change(self, work, *values, spare=0):
         """Replaces the file after work(state, *values) under the lock, and returns the state; if
         that raises, nothing changes."""
-        import json  # lazy
-
         lock = held = None
         try:
             self.prepare()
             lock, held = self.lock()
             state = self.read()
             work(state, *values)
-            text = json.dumps(state, indent=2, allow_nan=False) + "\n"
-            content = re.sub(r'"\\ufdd0([-+.0-9Ee]+)"', r"\1", text).encode("ascii")  # NUMBER
+            content = (json_text(state, indent=2, allow_nan=False) + "\n").encode("ascii")
             if len(content) > PROFILE_BYTES:
                 raise ValueError
             self.replace(content, spare)
@@ -1093,11 +1096,13 @@ def send(ctx, method, url, content=None, key=None):
 
 def parse_json(content):
     """The JSON object, {} for another value, None for what is no JSON (RFC 8259: UTF-8, no NaN). As
-    floats, long numbers cost no time."""
+    text, numbers cost no time and lose no digits."""
     import json  # lazy
 
+    number = NUMBER.__add__
     try:
-        value = json.loads(content.decode("utf-8"), parse_int=float, parse_constant=int)
+        value = json.loads(content.decode("utf-8"), parse_int=number, parse_float=number,
+                           parse_constant=int)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else {}
@@ -1124,7 +1129,7 @@ def backend_error(status, value, hint, key_source=None):
              "resource-exhausted": NEXT_RETRY, "invalid-argument": hint,
              "invalid-response": NEXT_BACKEND}
     next_action = masked(text_of(error, "nextAction"))
-    if not next_action or next_action == NEXT_SIGN_IN:
+    if not next_action or (code, next_action) == ("unauthenticated", NEXT_SIGN_IN):
         next_action = usual.get(code) or next_action or NEXT_DOCTOR
     return ScriptoError(code, message, next_action, status)
 
@@ -1242,7 +1247,8 @@ def watch_command(ctx, command, email):
     import atexit  # lazy
     import subprocess
 
-    env = dict(ctx.env, SCRIPTO_EMAIL=email, SCRIPTO_REQUESTED_AT=str(int(time.time())))
+    env = dict(ctx.env, SCRIPTO_REQUESTED_AT=str(int(time.time())),
+               SCRIPTO_EMAIL=os.fsdecode(email.encode()))  # which an ASCII locale takes, too
     nothing, found = subprocess.DEVNULL, {}
     while True:
         yield found
@@ -1718,7 +1724,8 @@ def cmd_keys_revoke(ctx, args):
 def cmd_logout(ctx, args):
     file = ProfileFile(ctx)
     state = file.read()
-    name = named_profile(ctx, args.name) or state.get("activeProfile")
+    name = named_profile(ctx, args.name)
+    name = state.get("activeProfile") if name is None else name
     if name is None:
         raise ScriptoError("not-found", "No profile is active.", NEXT_SIGN_IN)
     profile = find_profile(state, name)
@@ -1875,10 +1882,11 @@ def cmd_api(ctx, args):
     if reply.status < 300 and not ctx.as_json:
         return itertools.chain(head, parts_of(ctx, url, reply)), None
     content, most = b"", REPLY_BYTES if reply.status < 300 else float("inf")
+    late = time.monotonic() + timeout_of(ctx)
     for part in parts_of(ctx, url, reply, most):
         content += part
-        if len(content) > REPLY_BYTES:  # what an error's status says is enough
-            break
+        if reply.status >= 300 and (len(content) > REPLY_BYTES or time.monotonic() > late):
+            break  # what its status says is enough
     if reply.status >= 300:
         error = bad_reply(url, f"answered HTTP {reply.status}, which is not followed")
         if reply.status >= 400:
@@ -3316,8 +3324,8 @@ done"""
 SHELLS = {
     # It needs no bash-completion, and no sh: it runs the program itself, in a third of the time.
     "bash": r"""_scripto() {
-  local IFS=$'\n' found
-  found=$(set -- "$2" "${COMP_WORDS[@]:0:COMP_CWORD}"
+  local IFS=$'\n' found words=("${COMP_WORDS[@]//\\/}")
+  found=$(set -- "$2" "${words[@]:0:COMP_CWORD}"
 FIND) || compopt -o default 2>/dev/null
   COMPREPLY=($(compgen -W "$found" -- "$2"))
 }
@@ -3326,7 +3334,7 @@ complete -F _scripto CALLED""",
     "zsh": r"""#compdef CALLED
 _scripto() {
   local -a found
-  found=(${(f)"$(sh -c FIND sh "$PREFIX" "${(@)words[1,CURRENT-1]}")"}) ||
+  found=(${(f)"$(sh -c FIND sh "$PREFIX" "${(@Q)words[1,CURRENT-1]}")"}) ||
     { compset -P '*='; _files; return }
   _describe scripto found
 }
@@ -3495,6 +3503,10 @@ def help_lines(usage, head, rows, end):
 class Parser(argparse.ArgumentParser):
     """argparse, whose errors take the one way out."""
 
+    def _get_option_tuples(self, word):
+        """No flag is cut short. By allow_abbrev=False, Python 3.6 would refuse -XGET, too."""
+        return [] if word.startswith("--") else super()._get_option_tuples(word)
+
     def error(self, message):
         raise invalid(message[:1].upper() + message[1:] + ".", f"see: {self.prog} --help")
 
@@ -3505,7 +3517,7 @@ def parser_for(name):
     parser = Parser("scripto " + name,
                     description=command.purpose[0].upper() + command.purpose[1:] + ".",
                     epilog=f"Example: scripto {name} {command.example}",
-                    add_help=False, allow_abbrev=False,
+                    add_help=False,
                     formatter_class=lambda prog: argparse.HelpFormatter(prog, width=96))
     parser.color = False  # Python 3.14 would colour what is not yet known to go to a terminal
     for word, needed in arguments_of(command) + [("--json", False), ("--help", False)]:
@@ -3577,7 +3589,8 @@ def parse(name, words, behind):
     args.command = behind[1:] or None
     for word, needed in takes.items():
         value = getattr(args, word.strip("-").replace("-", "_") or "command")
-        if value is None and (needed or word in behind[:1]):
+        tied = isinstance(value, list) and (not value or [] in value)  # as of --name=--
+        if tied or value is None and (needed or word in behind[:1]):
             raise missing(name, word)
     return args
 

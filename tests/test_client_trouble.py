@@ -237,6 +237,13 @@ def test_logout_means_the_profile_in_force(newest):
     assert (data["removed"], data["activeProfile"]) == ("them", "you")
 
 
+def test_logout_of_no_name_is_not_of_the_active_profile(newest):
+    """As `logout "$NAME"` with NAME unset."""
+    newest.write_config(some_state())
+    assert newest.run("logout", "", "--json").error["code"] == "invalid-argument"
+    assert newest.state() == some_state()
+
+
 def test_the_help_names_the_url_that_this_file_would_use(newest, tmp_path):
     source = pathlib.Path(conftest.PROGRAM).read_text(encoding="utf-8")
     copy = tmp_path / "scripto.py"

@@ -233,6 +233,20 @@ def test_it_works_under_the_name_that_it_is_called_by(shell):
     assert "a.b" in shell.offers("~/bin/scripto use ")
 
 
+@pytest.mark.parametrize("name", ["my dir", "it's"])
+def test_a_backslash_in_the_programs_path(shell, name):
+    """As a shell's own completion writes it."""
+    (shell.bin.parent / name).symlink_to(shell.bin)
+    path = re.sub("([ '])", r"\\\1", "%s/%s/scripto" % (shell.bin.parent, name))
+    if shell.name != "bash":
+        assert "a.b" in shell.offers(path + " use ")
+        return
+    line = 'COMP_WORDS=("$LINE" use a) COMP_CWORD=2; _scripto "$LINE" a; echo "${COMPREPLY[@]}"'
+    env = dict(shell.env, LINE=path)
+    command = ["bash", "--norc", "-c", shell.script() + "\n" + line]
+    assert subprocess.check_output(command, env=env) == b"a.b\n"
+
+
 def test_help_texts_cannot_break_out(shell, tmp_path):
     """A program whose help holds what shells like to expand."""
     copy = tmp_path / "copies" / "scripto"

@@ -123,6 +123,8 @@ USAGE = {
     "unknown flag with a value": [*WHOAMI, "--verbose=1"],
     "flag without its value": [*LOGIN_REQUEST, "--profile"],
     "flag with an empty value": [*LOGIN_REQUEST, "--profile", ""],
+    "flag with two dashes for a value": [*LOGIN_REQUEST, "--api-url=--"],
+    "repeated flag with two dashes": ["api", "a", "-H", "X: y", "-H=--", "--api-key", "scripto_1"],
     "switch with a value": ["config", "clear", "--yes=maybe"],
     "argument too many": ["use", "you", "me"],
 }
@@ -317,6 +319,11 @@ def test_the_backends_next_action_wins_over_ours(newest, raw_server, command, st
     reply = failure(status, code, "Nein.", nextAction=theirs)
     words = [*COMMANDS[command], "--api-url", raw_server(reply).url]
     assert check_failure(newest, words, code, theirs)["message"] == "Nein."
+
+
+def test_a_backend_may_say_what_we_would_of_something_else(newest, raw_server):
+    words = [*WHOAMI, "--api-url", raw_server(failure(500, "internal", nextAction=SIGN_IN)).url]
+    check_failure(newest, words, "internal", SIGN_IN)
 
 
 def test_json_carries_the_backends_words_verbatim_and_a_terminal_does_not(newest, raw_server):

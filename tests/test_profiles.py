@@ -1023,6 +1023,13 @@ def test_what_is_written_is_json_for_every_program(scripto):
     json.loads(scripto.config.read_text(), parse_constant=refuse)
 
 
+@pytest.mark.parametrize("text", ["\ufdd0+", "\ufdd007", "\ufdd0.5", "\ufdd0"], ids=ascii)
+def test_a_text_that_looks_like_a_number_of_ours_stays(text, newest):
+    newest.write_config({"profiles": {}, "x": text})
+    store(newest)
+    assert newest.state()["x"] == text
+
+
 @in_turn("profile", (
     {}, {"apiKey": None}, {"apiKey": 7}, {"apiKey": "sk-other"}, {"apiKey": "scripto_a\nb"},
     {"apiKey": KEY, "baseUrl": 7}, {"apiKey": KEY, "baseUrl": "ftp://x"},

@@ -1,11 +1,13 @@
 """What a script does with a key: api, run, keys, and logout that revokes."""
 import hashlib
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 from conftest import EDGES, PROGRAM, PYTHONS, Scripto, http_reply, python_id
@@ -69,6 +71,15 @@ def test_api_sends_what_it_is_told(at, words, line):
     (request,) = server.requests
     assert request.startswith(line.encode() + b" HTTP/1.1\r\n")
     assert b"\r\nAuthorization: Bearer " + KEY.encode() + b"\r\n" in request
+
+
+def test_a_short_flag_may_be_glued_to_its_value(at, scripto):
+    """As with curl; Python 3.6 would not by itself."""
+    api, server = at(http_reply({}), scripto)
+    assert api("a", "-XPUT", '-d{"n":1}', "-qx=1", "-HX-Y: z", "-i").status == 0
+    (request,) = server.requests
+    assert request.startswith(b"PUT /a?x=1 ") and b"\r\nX-Y: z\r\n" in request
+    assert request.endswith(b'\r\n{"n":1}')
 
 
 @pytest.mark.parametrize("how", ["argument", "file", "input"])
@@ -195,6 +206,22 @@ def test_an_error_with_a_long_body_keeps_its_status(at):
     api, _ = at(http_reply(b"x" * (3 << 20), 503))
     assert 1 << 20 <= len(said(api("a"), "internal", 3)) < 2 << 20
     assert api("a", "--json").error["code"] == "internal"
+
+
+def test_an_error_whose_body_drips_keeps_its_status(at):
+    """SCRIPTO_TIMEOUT is for each read of an answer, but for all of an error."""
+
+    def drip(connection):
+        connection.sendall(b"HTTP/1.1 500 Whatever\r\nContent-Length: 100\r\n\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                connection.sendall(b"x")
+                time.sleep(0.1)
+
+    api, _ = at(drip)
+    start = time.monotonic()
+    assert api("a", "--json", env={"SCRIPTO_TIMEOUT": "0.5"}).error["code"] == "internal"
+    assert time.monotonic() - start < 8
 
 
 def test_the_backends_error_is_passed_through(at):
@@ -400,6 +427,14 @@ def test_a_key_that_is_given_is_known_by_how_it_starts(signed_in):
     env = {"SCRIPTO_API_KEY": key["apiKey"], "SCRIPTO_API_BASE_URL": backend.url}
     keys = scripto.run("keys", "list", "--json", env=env).data["keys"]
     assert [each["id"] for each in keys if each["current"]] == [key["keyId"]]
+
+
+def test_numbers_in_a_list_stay_as_they_came(newest, raw_server):
+    """JSON has no Infinity, and some programs no float for a time."""
+    keys = b'[{"id": "key_1", "n": 1e999, "at": 12345678901234567890}]'
+    url = raw_server(http_reply(b'{"success": true, "data": {"keys": %s}}' % keys)).url
+    run = newest.run("keys", "list", "--json", "--api-key", KEY, "--api-url", url)
+    assert '"n": 1e999, "at": 12345678901234567890,' in run.out
 
 
 @pytest.mark.parametrize("keys", [None, {}, [1], "x"])
