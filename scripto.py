@@ -59,7 +59,7 @@ READ_SECONDS = 10  # for a client to send its request, and to take the reply
 WRITE_SECONDS = 5  # to wait for another writer
 MAIL_SECONDS = 20  # for a whole delivery
 MAILS = 32  # under way at once
-CONNECTIONS = 256  # open at once
+CONNECTIONS = 192  # open at once: macOS gives a program 256 descriptors, for mails as well
 
 # ---- Errors ---------------------------
 # One type, raised anywhere, turned into output in two places only: main() and, for the backend,
@@ -2035,8 +2035,8 @@ def cmd_guide(ctx, args):
 # How the backend delivers: deliver(message, to) raises OSError, as smtplib's errors are, and
 # invalid-argument for an address that takes no mail. Without a message it only tries the way.
 
-# The others: an address that no header can hold; TLS that is not to be had here.
-MAIL_ERRORS = (OSError, ValueError, ScriptoError, ImportError)
+# The others: an address that no header can hold; TLS, or a thread, that is not to be had here.
+MAIL_ERRORS = (OSError, ValueError, ScriptoError, ImportError, RuntimeError)
 
 CODE_MAIL = """Your code to sign in to Scripto at {} is:
 
@@ -2857,7 +2857,7 @@ class RequestHandler:
         if length is None or len(self.body) < length:
             return False
         closing = "close" in self.headers.get("Connection", "").lower()
-        self.keep = self.persistent and not closing and not self.server.stopping
+        self.keep = self.persistent and not closing
         return self.server.expect(self.connection, FOREVER)
 
     def read_head(self):
@@ -2917,6 +2917,7 @@ class RequestHandler:
         from email.utils import formatdate
 
         self.server.expect(self.connection, READ_SECONDS)  # to take it, and for the next request
+        self.keep = self.keep and not self.server.stopping  # after that: finish() shortens it
         kind = "text/plain; charset=utf-8"
         if isinstance(body, dict):
             kind, body = "application/json", json.dumps(body).encode("ascii")
@@ -3074,9 +3075,10 @@ def serve(ctx, args):
 
     if args.test_mail is not None:
         return try_mail(Backend(ctx, args), check_address(args.test_mail, "--test-mail"))
-    server, process, signals = server_for(ctx, args), None, []
+    process, signals = None, []
+    on_signals(lambda number, _: signals.append(number))  # what is made below is cleared away
+    server = server_for(ctx, args)
     backend = server.backend
-    on_signals(lambda number, _: signals.append(number))
     try:
         urls = {"url": server.url, "publicUrl": backend.public_url}
         show(ctx, urls, ["listening on " + server.url])
