@@ -3130,16 +3130,19 @@ def demo_steps(server, folder, program, env):
     """The two commands, with the mail in between, and whoami, each as {"command", "output"}. Raises
     internal unless it worked."""
     import subprocess  # lazy
+    import tempfile
 
     def step(words):
-        with subprocess.Popen([sys.executable, program] + words.split(), env=env,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-            try:
-                while process.poll() is None:
-                    server.accept()
-            finally:
-                process.kill()  # if we were interrupted
-            output = process.stdout.read().decode("utf-8", "replace")
+        command = [sys.executable, program] + words.split()
+        with tempfile.TemporaryFile() as file:  # a pipe gets full, and nobody reads it meanwhile
+            with subprocess.Popen(command, env=env, stdout=file, stderr=file) as process:
+                try:
+                    while process.poll() is None:
+                        server.accept()
+                finally:
+                    process.kill()  # if we were interrupted
+            file.seek(0)
+            output = file.read().decode("utf-8", "replace")
         if process.returncode:
             text = f"The demo failed at 'scripto {words}': " + " ".join(output.split())
             raise ScriptoError("internal", text, NEXT_DOCTOR)
