@@ -2876,7 +2876,7 @@ class RequestHandler:
             raise invalid(f"The header is larger than {HEAD_BYTES} bytes.", NEXT_GUIDE, 431)
         first, _, rest = head.partition(b"\n")
         words = re.match(rb"([!-~]+) ([!-~]+) HTTP/1\.([01])\r\Z", first)
-        odd = re.search(rb"\r(?!\n)|(?<!\r)\n|\n[ \t]|\0", head)  # half an end, a continued line
+        odd = re.search(rb"\r(?!\n)|(?<!\r)\n|\n[ \t]|\nFrom |\0", head)  # and what `email` skips
         if odd or not words or line != b"\r\n":
             raise invalid("The request is not valid HTTP/1.1.", NEXT_GUIDE)
         self.method, target, minor = (word.decode() for word in words.groups())
@@ -3130,19 +3130,19 @@ def demo_steps(server, folder, program, env):
     """The two commands, with the mail in between, and whoami, each as {"command", "output"}. Raises
     internal unless it worked."""
     import subprocess  # lazy
-    import tempfile
 
     def step(words):
-        command = [sys.executable, program] + words.split()
-        with tempfile.TemporaryFile() as file:  # a pipe gets full, and nobody reads it meanwhile
-            with subprocess.Popen(command, env=env, stdout=file, stderr=file) as process:
-                try:
-                    while process.poll() is None:
-                        server.accept()
-                finally:
-                    process.kill()  # if we were interrupted
-            file.seek(0)
-            output = file.read().decode("utf-8", "replace")
+        def serve_it(_):
+            while process.poll() is None:
+                server.accept()
+
+        with subprocess.Popen([sys.executable, program] + words.split(), env=env,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            try:  # its pipe is read meanwhile, or it might get full
+                output, _ = within(DAY, process.communicate, meanwhile=serve_it)
+            finally:
+                process.kill()  # if we were interrupted
+        output = output.decode("utf-8", "replace")
         if process.returncode:
             text = f"The demo failed at 'scripto {words}': " + " ".join(output.split())
             raise ScriptoError("internal", text, NEXT_DOCTOR)
