@@ -59,7 +59,7 @@ READ_SECONDS = 10  # for a client to send its request, and to take the reply
 WRITE_SECONDS = 5  # to wait for another writer
 MAIL_SECONDS = 20  # for a whole delivery
 MAILS = 32  # under way at once
-CONNECTIONS = 256  # open at once
+CONNECTIONS = 192  # open at once: macOS gives a program 256 descriptors, for mails as well
 
 # ---- Errors ---------------------------
 # One type, raised anywhere, turned into output in two places only: main() and, for the backend,
@@ -2046,8 +2046,8 @@ def cmd_guide(ctx, args):
 # How the backend delivers: deliver(message, to) raises OSError, as smtplib's errors are, and
 # invalid-argument for an address that takes no mail. Without a message it only tries the way.
 
-# The others: an address that no header can hold; TLS that is not to be had here.
-MAIL_ERRORS = (OSError, ValueError, ScriptoError, ImportError)
+# The others: an address that no header can hold; TLS, or a thread, that is not to be had here.
+MAIL_ERRORS = (OSError, ValueError, ScriptoError, ImportError, RuntimeError)
 
 CODE_MAIL = """Your code to sign in to Scripto at {} is:
 
@@ -2868,7 +2868,7 @@ class RequestHandler:
         if length is None or len(self.body) < length:
             return False
         closing = "close" in self.headers.get("Connection", "").lower()
-        self.keep = self.persistent and not closing and not self.server.stopping
+        self.keep = self.persistent and not closing
         return self.server.expect(self.connection, FOREVER)
 
     def read_head(self):
@@ -2887,7 +2887,7 @@ class RequestHandler:
             raise invalid(f"The header is larger than {HEAD_BYTES} bytes.", NEXT_GUIDE, 431)
         first, _, rest = head.partition(b"\n")
         words = re.match(rb"([!-~]+) ([!-~]+) HTTP/1\.([01])\r\Z", first)
-        odd = re.search(rb"\r(?!\n)|(?<!\r)\n|\n[ \t]|\0", head)  # half an end, a continued line
+        odd = re.search(rb"\r(?!\n)|(?<!\r)\n|\n[ \t]|\nFrom |\0", head)  # and what `email` skips
         if odd or not words or line != b"\r\n":
             raise invalid("The request is not valid HTTP/1.1.", NEXT_GUIDE)
         self.method, target, minor = (word.decode() for word in words.groups())
@@ -2928,6 +2928,7 @@ class RequestHandler:
         from email.utils import formatdate
 
         self.server.expect(self.connection, READ_SECONDS)  # to take it, and for the next request
+        self.keep = self.keep and not self.server.stopping  # after that: finish() shortens it
         kind = "text/plain; charset=utf-8"
         if isinstance(body, dict):
             kind, body = "application/json", json.dumps(body).encode("ascii")
@@ -3085,9 +3086,10 @@ def serve(ctx, args):
 
     if args.test_mail is not None:
         return try_mail(Backend(ctx, args), check_address(args.test_mail, "--test-mail"))
-    server, process, signals = server_for(ctx, args), None, []
+    process, signals = None, []
+    on_signals(lambda number, _: signals.append(number))  # what is made below is cleared away
+    server = server_for(ctx, args)
     backend = server.backend
-    on_signals(lambda number, _: signals.append(number))
     try:
         urls = {"url": server.url, "publicUrl": backend.public_url}
         show(ctx, urls, ["listening on " + server.url])
@@ -3141,14 +3143,17 @@ def demo_steps(server, folder, program, env):
     import subprocess  # lazy
 
     def step(words):
+        def serve_it(_):
+            while process.poll() is None:
+                server.accept()
+
         with subprocess.Popen([sys.executable, program] + words.split(), env=env,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-            try:
-                while process.poll() is None:
-                    server.accept()
+            try:  # its pipe is read meanwhile, or it might get full
+                output, _ = within(DAY, process.communicate, meanwhile=serve_it)
             finally:
                 process.kill()  # if we were interrupted
-            output = process.stdout.read().decode("utf-8", "replace")
+        output = output.decode("utf-8", "replace")
         if process.returncode:
             text = f"The demo failed at 'scripto {words}': " + " ".join(output.split())
             raise ScriptoError("internal", text, NEXT_DOCTOR)

@@ -496,6 +496,13 @@ def test_demo_shows_the_sign_in_and_leaves_nothing(python, tmp_path):
 
 
 @pytest.mark.slow
+def test_demo_has_room_for_all_that_its_steps_say(newest):
+    """However much: here each says more than a pipe holds."""
+    result = newest.run("demo", "--json", env={"PYTHONVERBOSE": "2"})
+    assert result.data["ok"] is True and len(result.out) > 100000
+
+
+@pytest.mark.slow
 def test_demo_leaves_the_users_own_account_alone(newest, witness, tmp_path):
     newest.write_config(profiles("you", you=profile(KEY, "http://localhost:1", email=EMAIL)))
     before = newest.config.read_bytes()

@@ -1118,6 +1118,8 @@ MALFORMED = {
     "a header without a colon": HEAD + b"what is this\r\nContent-Length: 28\r\n\r\n" + JSON,
     "a length behind a line feed alone": HEAD + b"X: y\nContent-Length: 28\r\n\r\n" + JSON,
     "a line that is continued": HEAD + b"X: y\r\n z\r\nContent-Length: 28\r\n\r\n" + JSON,
+    "a first line that is no field": HEAD.replace(GOOD, b"From x\r\n" + GOOD) + b"Content-Length: 28\r\n\r\n" + JSON,
+    "a last line that is no field": HEAD + b"Content-Length: 28\r\nFrom x\r\n\r\n" + JSON,
     "a blank before the colon": HEAD + b"Content-Length : 28\r\n\r\n" + JSON,
     "a length behind a bare carriage return": HEAD + b"X: y\rContent-Length: 28\r\n\r\n" + JSON,
     "two lengths": HEAD + b"Content-Length: 28\r\nContent-Length: 5\r\n\r\n" + JSON,

@@ -166,7 +166,43 @@ def test_when_descriptors_run_out_it_makes_room(start_backend, monkeypatch):
         assert answers_at_once(backend) and answers_at_once(backend)
 
 
+@pytest.mark.slow
+def test_where_descriptors_are_few_the_idle_leave_some_for_mail(start_backend):
+    """256 is what macOS gives a program."""
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, usual[1]))
+    try:
+        backend = start_backend()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(connect(backend))
+        addresses = ["%d@example.com" % n for n in range(12)]
+        replies = at_once(*[lambda a=a: ask(backend, a) for a in addresses])
+    assert {reply.status for reply in replies} == {200}
+
+
 # ---- Mail ---------------------------------------------------------------------
+
+
+def test_a_mail_for_which_there_is_no_thread_costs_nothing(start_backend, mail_server, tmp_path):  # noqa: F811
+    """A fake: no limit stops a thread for root."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import threading\n"
+        "usual = threading.Thread.start\n"
+        "def start(self):\n"
+        "    if self._target.__name__ == 'hang_up_late':\n"
+        "        raise RuntimeError(\"can't start new thread\")\n"
+        "    usual(self)\n"
+        "threading.Thread.start = start\n"
+    )
+    url = "smtp://127.0.0.1:%d" % mail_server().port
+    backend = start_backend(mail=url, env={"PYTHONPATH": str(tmp_path)})
+    assert ask(backend).error == (500, "internal")
+    assert (rows(backend, "live"), rows(backend, "events")) == (0, 0)
+    wait_until(lambda: "Mail does not go: RuntimeError" in backend.log(), what="the first try")
+    assert "Traceback" not in backend.log()
 
 
 def test_a_slow_mail_server_takes_few_places(start_backend, mail_server):  # noqa: F811
@@ -614,6 +650,43 @@ def test_who_was_about_to_send_a_request_is_heard_as_well(backend):
         early.sendall(HEALTHZ)
         assert statuses(read_all(early)) == [200]
     assert backend.stop() == 0
+
+
+def test_who_gets_a_late_answer_is_not_waited_for_again(start_backend, mail_server):  # noqa: F811
+    """A client that keeps its connection, and asks nothing more."""
+    server = mail_server()
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port)
+    body = json.dumps({"email": YOU}).encode()
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    with held_up(server), connect(backend, head % (REQUEST.encode(), len(body)) + body) as client:
+        assert server.busy.wait(20)
+        backend.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not can_connect(int(backend.port)), what="a closed door")
+        server.go_on.set()
+        with within(5):
+            assert b"\r\nConnection: close\r\n" in read_all(client)
+            assert backend.stop() == 0
+
+
+@pytest.mark.parametrize("words, status", [
+    (["--db", "db"], 0), (["--", "sleep", "60"], 128 + signal.SIGTERM),
+])  # fmt: skip
+def test_a_signal_during_the_start_ends_it_cleanly(scripto, tmp_path, words, status):
+    """And leaves nothing behind. A fake, to have it come at that moment."""
+    driver, folder = tmp_path / "driver.py", tmp_path / "temporary"
+    folder.mkdir()
+    driver.write_text(
+        "import os, runpy, signal, sqlite3\n"
+        "usual = sqlite3.connect\n"
+        "def connect(*values, **more):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return usual(*values, **more)\n"
+        "sqlite3.connect = connect\n"
+        "runpy.run_path(%r, run_name='__main__')\n" % PROGRAM
+    )
+    words = ["serve", "--port", "0"] + words
+    run = scripto.run(*words, program=str(driver), env={"TMPDIR": str(folder)}, cwd=str(tmp_path))
+    assert run.status == status and os.listdir(str(folder)) == []
 
 
 def peer_certificate(backend):
