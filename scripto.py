@@ -612,14 +612,18 @@ class ProfileFile:
 
     def __init__(self, ctx):
         home = xdg_folder(ctx, "XDG_CONFIG_HOME", ".config", "SCRIPTO_API_KEY, which needs no file")
-        self.ctx, self.home, self.folder = ctx, home, os.path.join(home, "scripto")
+        self.ctx = ctx
+        self.home = home
+        self.folder = os.path.join(home, "scripto")
         path = os.path.join(self.folder, "config.json")
-        self.shown, self.at, self.owner = readable(path), None, ()
+        self.shown = readable(path)
+        self.at = None
+        self.owner = ()
         self.user = os.geteuid() if hasattr(os, "geteuid") else -1
         try:
             self.name = self.path = os.path.realpath(path)  # a link stays: its target is replaced
         except OSError as error:  # it was removed meanwhile
-            raise self.trouble("cannot be read: " + error.strerror)
+            raise self.trouble("cannot be read: " + error.strerror) from error
 
     def trouble(self, what, hint=None, kind=ScriptoError):
         move, paths = "move" if os.name == "nt" else "mv", (self.shown, self.shown + ".old")
@@ -672,7 +676,8 @@ class ProfileFile:
         import json  # lazy
 
         try:
-            content, number = self.content(), NUMBER.__add__
+            content = self.content()
+            number = NUMBER.__add__
             content = content.decode("utf-8-sig") if len(content) <= PROFILE_BYTES else ""
             state = json.loads(content, parse_int=number, parse_float=number)
             profiles, active = state.setdefault("profiles", {}), state.get("activeProfile")
@@ -681,7 +686,7 @@ class ProfileFile:
         except OSError as error:
             unseen = isinstance(error, (PermissionError, NotADirectoryError))
             kind = Unreachable if unseen else ScriptoError
-            raise self.trouble("cannot be read: " + error.strerror, kind=kind)
+            raise self.trouble("cannot be read: " + error.strerror, kind=kind) from error
         except (ValueError, RecursionError, AttributeError):  # no object where one has to be
             sound = False
         if not sound:
@@ -767,7 +772,7 @@ class ProfileFile:
             raise self.trouble("is too large or nested too deeply, or has a number that is none")
         except OSError as error:
             hint = "make that possible, or set XDG_CONFIG_HOME or SCRIPTO_API_KEY instead"
-            raise self.trouble("cannot be written: " + error.strerror, hint)
+            raise self.trouble("cannot be written: " + error.strerror, hint) from error
         finally:
             if lock is not None:
                 os.close(lock)
@@ -806,7 +811,8 @@ def store_profile(state, named, identity, base_url, overwrite=False):
     """Stores a key, with what is known of its IDENTITY, and makes it active. The same email (the
     same key, if no email is known) at the same backend renews its profile; another's name gets a
     number, or is overwritten."""
-    profiles, known = state["profiles"], "email" if identity.get("email") else "apiKey"
+    profiles = state["profiles"]
+    known = "email" if identity.get("email") else "apiKey"
 
     def is_same(name):
         same = text_of(profiles[name], known).lower() == identity[known].lower()
@@ -816,11 +822,13 @@ def store_profile(state, named, identity, base_url, overwrite=False):
     if not named:
         candidates = [name, state.get("activeProfile")] + list(profiles)
         name = next((each for each in candidates if each in profiles and is_same(each)), name)
-    first, number = name[:60], 1
+    first = name[:60]
+    number = 1
     while name in profiles and not overwrite and not is_same(name):
         number += 1
         name = f"{first}-{number}"
-    profile, now = profiles.setdefault(name, {}), timestamp(time.time())
+    profile = profiles.setdefault(name, {})
+    now = timestamp(time.time())
     for member in IDENTITY + ("baseUrl",):  # unknown ones stay
         profile.pop(member, None)
     profile.update(identity, updatedAt=now)
@@ -1226,7 +1234,8 @@ def examine(content, email):
 
 
 def watch_input(ctx, place, email):
-    text, more = b"", True
+    text = b""
+    more = True
     while more:
         yield {"standard input": text.decode("utf-8", "replace")}
         more = next_bytes(ctx)
@@ -1249,7 +1258,8 @@ def watch_command(ctx, command, email):
 
     env = dict(ctx.env, SCRIPTO_REQUESTED_AT=str(int(time.time())),
                SCRIPTO_EMAIL=os.fsdecode(email.encode()))  # which an ASCII locale takes, too
-    nothing, found = subprocess.DEVNULL, {}
+    nothing = subprocess.DEVNULL
+    found = {}
     while True:
         yield found
         with subprocess.Popen(command, shell=True, env=env, stdin=nothing, stderr=nothing,
@@ -1266,7 +1276,8 @@ def watch_maildir(ctx, folder, email):
     import mailbox  # lazy
 
     os.listdir(os.path.join(folder, "new"))  # raises OSError; mailbox has errors of its own
-    box, found = mailbox.Maildir(folder, create=False), {}
+    box = mailbox.Maildir(folder, create=False)
+    found = {}
     known = set(box.keys())
     while True:
         yield found
@@ -1325,7 +1336,7 @@ def log_in(ctx, box, user, host):
     except box.error as error:
         sent = base64.b64encode(reply.encode()).decode()
         words = words_of(error, sent, token or password)
-        raise failed(f"{host} refused the log-in: {words}", NEXT_PASSWORD)
+        raise failed(f"{host} refused the log-in: {words}", NEXT_PASSWORD) from error
 
 
 def open_imap(ctx, url):
@@ -1393,7 +1404,7 @@ def watch_imap(ctx, url, email):
     except errors as error:
         host = url.split("/")[2].rpartition("@")[2]
         problem = f"The mail server {host} cannot be used: {words_of(error)}"
-        raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER)
+        raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER) from error
 
 
 SOURCES = {"-": watch_input, "cmd": watch_command, "maildir": watch_maildir, "mbox": watch_mbox,
@@ -1408,7 +1419,8 @@ def codes_in(ctx, text, email, looked):
         raise invalid("There is no such source of codes.", NEXT_SOURCE)
     local = kind in ("-", "maildir", "mbox")
     place = os.path.expanduser(place) if local else place if kind == "cmd" else text
-    source, tried = SOURCES[kind](ctx, place, email), set()
+    source = SOURCES[kind](ctx, place, email)
+    tried = set()
     next(source)
     yield None
     for found in source:
@@ -1453,9 +1465,10 @@ def codes_from(ctx, text, email, seconds, then):
             opened = True
     except socket.timeout:
         if not opened:
-            raise ScriptoError("network-error", "The mailbox does not answer.", NEXT_MAIL_SERVER)
+            problem = "The mailbox does not answer."
+            raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER) from None
         problem = f"No code came within {seconds} seconds: {what_came(looked, email)}."
-        raise ScriptoError("network-error", problem, then)
+        raise ScriptoError("network-error", problem, then) from None
     except (OSError, ScriptoError) as error:
         if isinstance(error, OSError):
             wrong = failed if opened else invalid
@@ -1547,7 +1560,8 @@ def stored(ctx, name, identity, base_url, done, line):
 
 def sign_in(ctx, args, target, file, code):
     """Buys a key with the code and stores it; returns (data, lines) as a command does."""
-    url, used_up = target.base_url, "if the code is used up by now, " + NEXT_CODE
+    url = target.base_url
+    used_up = "if the code is used up by now, " + NEXT_CODE
     body = {"email": args.email, "otp": code}
     if args.name is not None:
         body["name"] = args.name
@@ -1559,7 +1573,7 @@ def sign_in(ctx, args, target, file, code):
         identity.setdefault("email", args.email)
         name = keep_key(file, args, identity, url)
     except KeyboardInterrupt:
-        raise ScriptoError("cancelled", "Interrupted.", "run it again; " + used_up)
+        raise ScriptoError("cancelled", "Interrupted.", "run it again; " + used_up) from None
     except ScriptoError as error:  # it may have been heard
         if error.code in ("network-error", "invalid-response") or error.http_status == 504:
             error.next_action += "; " + used_up
@@ -1643,7 +1657,8 @@ def cmd_token(ctx, args):
 
 def listed(state):
     """(rows for JSON, lines for a person)."""
-    active, profiles = state.get("activeProfile"), state["profiles"].items()
+    active = state.get("activeProfile")
+    profiles = state["profiles"].items()
     rows = [{"name": name, "active": name == active, "email": text_of(profile, "email"),
              "baseUrl": url_of(profile)} for name, profile in profiles]
     lines = ["{} {name:16}  {email:24}  {baseUrl}".format("●" if row["active"] else " ", **row)
@@ -1704,7 +1719,8 @@ def revoke_stored(ctx, name, profile):
 
 
 def cmd_keys_list(ctx, args):
-    keys, form = keys_of(ctx, resolve(ctx, args)), "{} {:28}  {:20}  {:20}  {}"
+    keys = keys_of(ctx, resolve(ctx, args))
+    form = "{} {:28}  {:20}  {:20}  {}"
     lines = [form.format(" ", "ID", "NAME", "CREATED", "LAST USED")]
     for key in keys:
         texts = [text_of(key, name) or "-" for name in ("id", "name", "createdAt", "lastUsedAt")]
@@ -1778,7 +1794,8 @@ def cmd_config_show(ctx, args):
         if state["profiles"][row["name"]].get("apiKey"):
             row["apiKey"] = MASKED_KEY
             lines[at] += "  " + MASKED_KEY
-    data, lines = {"path": shown, "profiles": rows}, ["Profile file: " + shown, "", *lines, ""]
+    data = {"path": shown, "profiles": rows}
+    lines = ["Profile file: " + shown, "", *lines, ""]
     try:
         target = resolve(ctx, args)
     except ScriptoError as error:
@@ -1792,7 +1809,8 @@ def cmd_config_show(ctx, args):
 
 def cmd_config_clear(ctx, args):
     file = ProfileFile(ctx)
-    state, active = file.read(), None
+    state = file.read()
+    active = None
     if args.profile is not None:
         find_profile(state, args.profile)
     names = list(state["profiles"]) if args.profile is None else [args.profile]
@@ -1829,7 +1847,7 @@ def cmd_run(ctx, args):
         os.umask(ctx.umask)
         os.execvpe(args.command[0], args.command, env)
     except OSError as error:
-        raise not_run(args.command, error)
+        raise not_run(args.command, error) from error
 
 
 def read_body(text):
@@ -1840,7 +1858,8 @@ def read_body(text):
             with open(text[1:] or 0, "rb") as file:  # 0: standard input
                 content = file.read()
         except OSError as error:
-            raise invalid(f"The body cannot be read: {error}.", "pass another file with -d")
+            hint = "pass another file with -d"
+            raise invalid(f"The body cannot be read: {error}.", hint) from error
     if parse_json(content) is None:
         raise invalid("What -d gives is not JSON.", "pass JSON, @FILE, or - for standard input")
     return content
@@ -1881,7 +1900,8 @@ def cmd_api(ctx, args):
     head = [head_of(reply)] if args.i else []
     if reply.status < 300 and not ctx.as_json:
         return itertools.chain(head, parts_of(ctx, url, reply)), None
-    content, most = b"", REPLY_BYTES if reply.status < 300 else float("inf")
+    content = b""
+    most = REPLY_BYTES if reply.status < 300 else float("inf")
     late = time.monotonic() + timeout_of(ctx)
     for part in parts_of(ctx, url, reply, most):
         content += part
@@ -2107,7 +2127,7 @@ def deliver_to_maildir(folder, message):
         if message:
             mailbox.Maildir(folder, create=False).add(message)
     except mailbox.Error as error:
-        raise OSError(errno.EIO, type(error).__name__)
+        raise OSError(errno.EIO, type(error).__name__) from error
 
 
 def tls_for_mail(host):
@@ -2143,7 +2163,8 @@ def hand_over(smtp, sender, message, to):
     except (smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError) as error:
         if getattr(error, "recipients", {}).get(to, (550,))[0] < 500:  # greylisting, say
             raise
-        raise invalid("The mail server takes no mail there.", NEXT_EMAIL + "login-request")
+        hint = NEXT_EMAIL + "login-request"
+        raise invalid("The mail server takes no mail there.", hint) from error
 
 
 def deliver_by_smtp(ctx, url, sender, message, to):
@@ -2253,7 +2274,8 @@ class Store:
         self.path = path = os.path.abspath(path or os.path.join(home, "scripto", "scripto.db"))
         try:
             self.make(ctx, home, serving)
-            self.file, self.db = os.stat(path), self.connect(WRITE_SECONDS, "FULL")
+            self.file = os.stat(path)
+            self.db = self.connect(WRITE_SECONDS, "FULL")
             self.write(self.migrate, serving)
             if serving:
                 os.chmod(path, 0o600)
@@ -2266,7 +2288,7 @@ class Store:
             hint = "mend that, or pass --db FILE if you mean another"
             if type(error) is sqlite3.DatabaseError:  # it is damaged, or none
                 hint = "restore a backup; sqlite3's command .recover may save what is in there"
-            raise self.trouble(f"cannot be used: {error}", hint)
+            raise self.trouble(f"cannot be used: {error}", hint) from error
 
     def make(self, ctx, home, serving):
         """By us, so that it is 0600 before SQLite writes; its side files follow suit."""
@@ -2378,7 +2400,8 @@ class Store:
     def sweep(self):
         """A few rows at a time, whoever writes: millions would be waited for. What a clock that was
         ahead has noted counts as now."""
-        now, few = time.time(), "WHERE id IN (SELECT id FROM events WHERE at {} ? LIMIT 50)"
+        now = time.time()
+        few = "WHERE id IN (SELECT id FROM events WHERE at {} ? LIMIT 50)"
         self.run("DELETE FROM events " + few.format("<="), now - DAY)
         self.run("UPDATE events SET at = ? " + few.format(">"), now, now)
         self.run("DELETE FROM live WHERE id IN (SELECT id FROM live ORDER BY id LIMIT 50)"
@@ -2386,7 +2409,8 @@ class Store:
 
     def check_limits(self, kind, email, address):
         """Raises resource-exhausted until both are within all limits; no address is within any."""
-        now, refusals = time.time(), []
+        now = time.time()
+        refusals = []
         for column, event, most, seconds in LIMITS[kind]:
             subject = email if column == "email" else address
             sql = (f"SELECT at FROM events WHERE {column} = ? AND kind = ? AND at > ?"
@@ -2431,7 +2455,8 @@ class Store:
 
         self.sweep()
         self.check_limits("wrong", email, address)
-        now, entered = time.time(), self.code_hash(email, code)
+        now = time.time()
+        entered = self.code_hash(email, code)
         live = self.run("SELECT hash FROM live WHERE email = ? AND attempts > 0"
                         " AND expires_at BETWEEN ? AND ? ORDER BY id DESC LIMIT ?",
                         email, now, now + CODE_SECONDS, LIVE_CODES)
@@ -2520,12 +2545,16 @@ class Backend:
     def __init__(self, ctx, args):
         import threading  # lazy
 
-        self.ctx, self.args, self.host = ctx, args, args.host or "127.0.0.1"
-        self.recent, self.dropped = {}, 0
+        self.ctx = ctx
+        self.args = args
+        self.host = args.host or "127.0.0.1"
+        self.recent = {}
+        self.dropped = 0
         self.guard, self.mails = threading.Lock(), threading.BoundedSemaphore(MAILS)
         self.rate_limit = check_number(args.rate_limit or "60", "--rate-limit", 10**9)
         self.rules = {check_address(rule.lower(), "--allow") for rule in args.allow or ()}
-        self.public_url, host = args.public_url, "localhost"
+        self.public_url = args.public_url
+        host = "localhost"
         if args.public_url:
             self.public_url = check_base_url(ctx, args.public_url, "--public-url")
             host = origin_of(self.public_url)[1]
@@ -2590,7 +2619,8 @@ def route_login_request(backend, request):
     import secrets  # lazy
 
     _, email, client = backend.admit(request, "login-request")
-    code, store = "%06d" % secrets.randbelow(10**6), backend.store
+    code = "%06d" % secrets.randbelow(10**6)
+    store = backend.store
     unsent = ScriptoError("internal", "The sign-in code could not be sent.", NEXT_RETRY)
     if not backend.mails.acquire(blocking=False):  # a slow mail server leaves connections to others
         raise unsent
@@ -2613,7 +2643,8 @@ def route_login_request(backend, request):
 
 def route_login_complete(backend, request):
     fields, email, client = backend.admit(request, "login-complete")
-    code, store = check_code(text_of(fields, "otp")), backend.store
+    code = check_code(text_of(fields, "otp"))
+    store = backend.store
     name = check_key_name(text_of(fields, "name")) or "scripto-cli"
     # Flushed: the key stays, and no power cut gives a guesser his attempts back.
     return success(store.write(store.redeem, email, client, code, name))
@@ -2638,7 +2669,8 @@ def route_keys(backend, request):
 
 
 def route_key(backend, request):
-    user_id, key_id = backend.user_of(request)[0], request.path.rpartition("/")[2]
+    user_id = backend.user_of(request)[0]
+    key_id = request.path.rpartition("/")[2]
     store = backend.store
     if not store.write(store.delete_key, user_id, key_id):  # flushed: what is revoked stays dead
         raise ScriptoError("not-found", "There is no such key.", "see the ids at GET /api/keys")
@@ -2716,7 +2748,7 @@ def tls_context(args):
         context.load_cert_chain(args.tls_cert or "", args.tls_key or "")
     except (OSError, ValueError) as error:
         hint = "pass both --tls-cert and --tls-key: PEM files that belong together"
-        raise invalid(f"The certificate cannot be used: {error}.", hint)
+        raise invalid(f"The certificate cannot be used: {error}.", hint) from error
     return context
 
 
@@ -2734,7 +2766,9 @@ class Connections:
         import socket  # lazy
         import threading
 
-        self.backend, self.tls, self.stopping = backend, tls, False
+        self.backend = backend
+        self.tls = tls
+        self.stopping = False
         self.deadlines, self.clients, self.guard = {}, {}, threading.Lock()
         host, (address, port) = backend.host, self.server_address[:2]
         form = f"{'https' if tls else 'http'}://%s:{port}"
@@ -2838,7 +2872,8 @@ class RequestHandler:
 
     def handle(self):
         """One request after the other. The one edge: what is raised below becomes a reply."""
-        backend, self.keep = self.server.backend, True
+        backend = self.server.backend
+        self.keep = True
         while self.keep:
             self.keep, self.method, self.path, self.headers, note = False, "-", "", {}, ""
             try:
@@ -2877,7 +2912,8 @@ class RequestHandler:
         import http.client  # lazy
         import io
 
-        head, line = bytearray(), b"-"
+        head = bytearray()
+        line = b"-"
         while line.strip(b"\r\n") and len(head) <= HEAD_BYTES:
             line = self.rfile.readline(HEAD_BYTES)
             head += line
@@ -2896,7 +2932,7 @@ class RequestHandler:
         try:
             self.headers = http.client.parse_headers(io.BytesIO(rest))
         except http.client.HTTPException:
-            raise invalid("The header has too many fields.", NEXT_GUIDE, 431)
+            raise invalid("The header has too many fields.", NEXT_GUIDE, 431) from None
         return self.check_head()
 
     def check_head(self):
@@ -2953,15 +2989,13 @@ class RequestHandler:
 
 def server_for(ctx, args):
     """A server that listens, with its backend."""
-    import hmac  # noqa: F401  lazy; some for requests, while there are descriptors left
-    import http.client  # noqa: F401
+    import http.client  # noqa: F401  lazy; some for requests, while there are descriptors left
     import json  # noqa: F401
-    import secrets  # noqa: F401
     import socket
     import socketserver
-    import traceback  # noqa: F401
 
-    backend, tls = Backend(ctx, args), tls_context(args)
+    backend = Backend(ctx, args)
+    tls = tls_context(args)
 
     class Handler(RequestHandler, socketserver.StreamRequestHandler):
         pass
@@ -2975,7 +3009,7 @@ def server_for(ctx, args):
         server = Server((backend.host, port), Handler)
     except (OSError, UnicodeError) as error:
         hint = "pass another --host or --port; --port 0 takes a free one"
-        raise failed(f"Cannot listen at {backend.host}, port {port}: {error}.", hint)
+        raise failed(f"Cannot listen at {backend.host}, port {port}: {error}.", hint) from error
     server.start(backend, tls)
     return server
 
@@ -2987,16 +3021,21 @@ def server_for(ctx, args):
 def try_mail(backend, to):
     """One mail, or without an address only the way there. Raises internal."""
     try:
-        subject, text = "A test of Scripto's mail", "It arrived.\n"
+        subject = "A test of Scripto's mail"
+        text = "It arrived.\n"
         backend.deliver(to and compose(backend.sender, to, subject, text), to)
     except MAIL_ERRORS as error:
         problem = f"Mail does not go: {type(error).__name__}, {error}."
-        raise ScriptoError("internal", problem, "mend that, or pass another --mail")
+        raise ScriptoError("internal", problem, "mend that, or pass another --mail") from error
     return {"ok": True, "to": to}, [f"✓ A mail to {to} is on its way"]
 
 
 def introduce(ctx, backend):
-    """Beside what is served: a mail server takes its time."""
+    """Beside what is served: a mail server takes its time, and so do modules that the first request
+    need not wait for, but should not load either, when there may be no descriptor left."""
+    import secrets  # noqa: F401  lazy
+    import traceback  # noqa: F401
+
     url = backend.public_url
     if url.startswith("http:") and not is_loopback(origin_of(url)[1].strip("[]")):
         warn(ctx, "clients refuse plain http beyond loopback: serve https, or set --public-url")
@@ -3015,7 +3054,8 @@ def throw_away(args):
     try:
         folder = tempfile.TemporaryDirectory(prefix="scripto-")
     except OSError as error:
-        raise failed(f"There is no place for temporary files: {error}.", "set TMPDIR to one")
+        problem = f"There is no place for temporary files: {error}."
+        raise failed(problem, "set TMPDIR to one") from error
     args.port, args.db = args.port or "0", args.db or os.path.join(folder.name, "scripto.db")
     args.mail = args.mail or "maildir:" + os.path.join(folder.name, "mail")
     return folder
@@ -3034,7 +3074,7 @@ def start_command(ctx, args, url):
         # Apart from a terminal in a group of its own, so that what it starts ends with it.
         return subprocess.Popen(args.command, env=env, start_new_session=not is_terminal(ctx.stdin))
     except (OSError, ValueError) as error:
-        raise not_run(args.command, error)
+        raise not_run(args.command, error) from error
     finally:
         os.umask(own)
 
@@ -3287,7 +3327,8 @@ def cmd_doctor(ctx, args):
         bad = "error" if target.base_url.startswith("https") else "warning"
         found.check("tls", bad, examine_tls, found)
         found.check("backend", "error", examine_backend, found, ctx, target)
-    rows, lines = list(found.values()), []
+    rows = list(found.values())
+    lines = []
     for row in rows:
         lines.append(f"{MARKS[row['status']]} {row['name']:9} {row['message']}")
         lines += ["  next: " + row["nextAction"]] if row["nextAction"] else []
@@ -3584,7 +3625,8 @@ def missing(name, word):
 
 def parse(name, words, behind):
     """The arguments by name. None of what stands `behind`, `--` and all, is looked at."""
-    parser, takes = parser_for(name), dict(arguments_of(COMMANDS[name]))
+    parser = parser_for(name)
+    takes = dict(arguments_of(COMMANDS[name]))
     args, extra = parser.parse_known_args(words)
     if extra:
         known = {word: word for word in (*takes, "--json", "--help") if re.match("--.", word)}
