@@ -2096,28 +2096,6 @@ def compose(sender, to, subject, text):
     return mail
 
 
-def delivery_for(ctx, how, bound_to, sender):
-    """By --mail. A code on a console is for who sits there: only for a server bound to loopback."""
-    from urllib.parse import urlsplit  # lazy
-
-    kind, _, folder = how.partition(":")
-    if how == "console" and is_loopback(bound_to):
-        return lambda message, to: message and say(ctx, f"mail to {to}: {message['Subject']}")
-    if kind == "maildir" and folder:
-        folder = os.path.abspath(os.path.expanduser(folder))
-        return lambda message, to: deliver_to_maildir(folder, message)
-    try:
-        url = urlsplit(how)
-        if kind in ("smtp", "smtps") and url.hostname and url.port != 0:
-            if kind == "smtps":
-                checked_tls()  # a Python without ssl: now is the time to say so
-            return lambda message, to: deliver_by_smtp(ctx, url, sender, message, to)
-    except ValueError:
-        pass  # a bad port, or half a bracket
-    forms = "maildir:DIR, smtp://[user@]host[:port], smtps://..., console (on loopback only)"
-    raise invalid(f"Mail cannot go by '{kind}' from {bound_to}.", "pass --mail with: " + forms)
-
-
 def deliver_to_maildir(folder, message):
     import mailbox  # lazy
 
@@ -2200,6 +2178,28 @@ def deliver_by_smtp(ctx, url, sender, message, to):
     finally:
         done.set()
         smtp.close()
+
+
+def delivery_for(ctx, how, bound_to, sender):
+    """By --mail. A code on a console is for who sits there: only for a server bound to loopback."""
+    from urllib.parse import urlsplit  # lazy
+
+    kind, _, folder = how.partition(":")
+    if how == "console" and is_loopback(bound_to):
+        return lambda message, to: message and say(ctx, f"mail to {to}: {message['Subject']}")
+    if kind == "maildir" and folder:
+        folder = os.path.abspath(os.path.expanduser(folder))
+        return lambda message, to: deliver_to_maildir(folder, message)
+    try:
+        url = urlsplit(how)
+        if kind in ("smtp", "smtps") and url.hostname and url.port != 0:
+            if kind == "smtps":
+                checked_tls()  # a Python without ssl: now is the time to say so
+            return lambda message, to: deliver_by_smtp(ctx, url, sender, message, to)
+    except ValueError:
+        pass  # a bad port, or half a bracket
+    forms = "maildir:DIR, smtp://[user@]host[:port], smtps://..., console (on loopback only)"
+    raise invalid(f"Mail cannot go by '{kind}' from {bound_to}.", "pass --mail with: " + forms)
 
 
 # ---- Store ----------------------------
@@ -3482,7 +3482,6 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--json": (None, "answer in JSON"),
     "--help": (None, "show this and do nothing"),
 }
-REPEATED = ("--allow", "-q", "-H")
 BACKEND = " --api-url --profile"
 SIGN_IN, KEY = " --name --profile-name" + BACKEND, "--api-key" + BACKEND
 # What it does, its arguments and flags (with ! what it needs), an example of them, and where it
@@ -3540,12 +3539,6 @@ COMMANDS = {
 GROUPS = ("auth", "config", "keys")
 
 
-def help_lines(usage, head, rows, end):
-    rows = [f"  {word:20} {purpose}" for word, purpose in rows]
-    lines = [f"Usage: scripto {usage} [flags]", "", *head, *rows, "", end]
-    return {"help": lines}, lines
-
-
 class Parser(argparse.ArgumentParser):
     """argparse, whose errors take the one way out."""
 
@@ -3584,9 +3577,11 @@ def parser_for(name):
 
 
 def overview(prefix=""):
-    rows = [(name, COMMANDS[name].purpose) for name in COMMANDS if name.startswith(prefix)]
-    end = "Every command takes --json and --help. Try it with: scripto demo"
-    return help_lines(prefix + "<command>", (), rows, end)
+    lines = [f"Usage: scripto {prefix}<command> [flags]", ""]
+    shown = [name for name in COMMANDS if name.startswith(prefix)]
+    lines += [f"  {name:20} {COMMANDS[name].purpose}" for name in shown]
+    lines += ["", "Every command takes --json and --help. Try it with: scripto demo"]
+    return {"help": lines}, lines
 
 
 def unknown(kind, word, known, hint):
