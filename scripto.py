@@ -56,14 +56,14 @@ LIMITS = {  # what is asked for: (whose, event, how many, in seconds)
     "request": GUESSES + (("email", "request", 5, 15 * 60), ("address", "request", 300, DAY)),
 }
 READ_SECONDS = 10  # for a client to send its request, and to take the reply
-WRITE_SECONDS = 5  # to wait for another writer
+WRITE_SECONDS = 5  # to wait for another writer of the database
 MAIL_SECONDS = 20  # for a whole delivery
 MAILS = 32  # under way at once
 CONNECTIONS = 192  # open at once: macOS gives a program 256 descriptors, for mails as well
 
 # ---- Errors ---------------------------
-# One type, raised anywhere, turned into output in two places only: main() and, for the backend,
-# RequestHandler.handle().
+# One type, raised anywhere, turned into output at two edges: status_of() and, for the
+# backend, RequestHandler.handle().
 
 ERRORS = {  # code: (HTTP status, exit status)
     "invalid-argument": (400, 2),
@@ -87,7 +87,7 @@ NEXT_GUIDE = "see GET /llms.txt"
 
 
 def masked(text):
-    """Of a path that looks like a key only that folder's name."""
+    """Without keys; of a path with a folder that is named like one, only that name is hidden."""
     form = f"(?<!/){KEY_PREFIX}[!-~]{{7,}}[0-9A-Za-z_-]|{KEY_PREFIX}[!-&(-.0-~]{{8,}}"
     return re.sub(form, MASKED_KEY, text)
 
@@ -96,7 +96,7 @@ class ScriptoError(Exception):
     """A key in the message, mistyped or quoted by a backend, is masked. http_status: if it is not
     the table's. headers: for HTTP. A code that is not in the table exits by HTTP status."""
 
-    parts = ()  # of the reply's body, for a person
+    parts = ()  # of the reply, as `api` got it, for a person
 
     def __init__(self, code, message, next_action, http_status=None, headers=()):
         super().__init__(masked(message))
@@ -116,9 +116,9 @@ class ScriptoError(Exception):
         return self.http_status, self.envelope(), self.headers
 
 
-class Unreachable(ScriptoError):
-    """failed-precondition: no home, or a file in it that this user may not see. Where a key is
-    given, that is no matter."""
+class HomeUnseen(ScriptoError):
+    """failed-precondition: no home, or a file in it that this user may not see. Who is
+    given a key goes on."""
 
 
 def invalid(message, next_action, http_status=None):
@@ -235,13 +235,14 @@ def json_text(value, **form):
 
 
 def answer(ctx, stream, envelope, lines):
+    """The lines to that stream; with --json the envelope, and always to standard output."""
     if not ctx.as_json:
         return emit_lines(ctx, stream, lines)
     try:
         text = json_text(envelope)
     except ImportError:
         if envelope["success"]:
-            raise  # main() comes here once more, to say so
+            raise  # status_of() comes here once more, to say so
         plain = {name: re.sub(r"[^ !#-&(-\[\]-~]", "?", text)
                  for name, text in envelope["error"].items()}
         text = f'{{"success": false, "error": {plain}}}'.replace("'", '"')
@@ -284,7 +285,7 @@ def show(ctx, data, lines):
         for part in data:
             emit(ctx.stdout, part)
         return 0
-    except BrokenPipeError:  # nobody reads on, which is main()'s business
+    except BrokenPipeError:  # nobody reads on, which is status_of()'s business
         raise
     except OSError as error:
         problem = f"The answer cannot be written: {error}."
@@ -336,7 +337,7 @@ def next_bytes(ctx):
 
 # ---- Door -----------------------------
 # Every value from outside is checked here, once, before anything is read, written or sent.
-# A check returns the value, or raises invalid-argument.
+# Who checks raises invalid-argument, and returns the value if it is made plainer.
 
 
 def readable(text):
@@ -383,7 +384,7 @@ def is_key(text):
 
 
 def check_key(ctx, text, source):
-    """Never quotes: what was pasted by mistake may be another secret."""
+    """Its error quotes nothing: what was pasted by mistake may be another secret."""
     if text == "-" and source == "--api-key":
         text = read_line(ctx, "API key: ", True)
     if not is_key(text):
@@ -478,7 +479,7 @@ def xdg_folder(ctx, variable, below_home, otherwise):
         pass
     if not os.path.isabs(home):
         hint = f"set {variable} to a folder of your own, or {otherwise}"
-        raise Unreachable("failed-precondition", "There is no home folder.", hint)
+        raise HomeUnseen("failed-precondition", "There is no home folder.", hint)
     return os.path.join(home, below_home)
 
 
@@ -565,7 +566,7 @@ def write_through(descriptor, content, spare=0):
 
 
 def make_folder(name, at):
-    """Whether it had to be made."""
+    """Makes it; False if it was there."""
     try:
         return os.mkdir(name, 0o700, dir_fd=at) is None
     except FileExistsError:
@@ -580,9 +581,9 @@ def give(ctx, descriptor, owner):
 
 
 def enter(ctx, folder, make):
-    """(the folder's descriptor, (uid, gid) of whose home it is in) for root in somebody else's; for
-    others (None, ()). Root goes down step by step. From the first folder on that is not its own it
-    follows no link, which could lead its pen anywhere, and is a guest: what it makes is theirs."""
+    """(the folder's descriptor, (uid, gid) of its owner) for root in somebody else's home; else
+    (None, ()). Root goes down step by step. From the first folder on that is not root's, no link is
+    followed, which could lead a write anywhere, and what is made is given to that owner."""
     if not hasattr(os, "geteuid") or os.geteuid():
         return None, ()
     at, owner = os.open("/", os.O_RDONLY), ()
@@ -685,7 +686,7 @@ class ProfileFile:
             sound = sound and (active is None or text_of(state, "activeProfile"))
         except OSError as error:
             unseen = isinstance(error, (PermissionError, NotADirectoryError))
-            kind = Unreachable if unseen else ScriptoError
+            kind = HomeUnseen if unseen else ScriptoError
             raise self.trouble("cannot be read: " + error.strerror, kind=kind) from error
         except (ValueError, RecursionError, AttributeError):  # no object where one has to be
             sound = False
@@ -720,6 +721,7 @@ class ProfileFile:
             patiently(HELD, LOCK_SECONDS, take_lock, descriptor)
             return descriptor, None
         except HELD:
+            os.close(descriptor)
             left = ""
         except (OSError, ImportError):
             os.close(descriptor)
@@ -888,7 +890,7 @@ def profile_in_force(ctx, named, needed):
     """(name, profile), (None, {}) for none. A file that cannot be come by is an error if needed."""
     try:
         state = ProfileFile(ctx).read()
-    except Unreachable:
+    except HomeUnseen:
         if needed:
             raise
         return None, {}
@@ -915,7 +917,7 @@ def resolve(ctx, args, with_key=True):
         key, source = given(ctx, check_key, "--api-key", args.api_key, "SCRIPTO_API_KEY")
     url, url_source = given_url(ctx, args)
     named = args.profile
-    if with_key or not url:  # otherwise it is a sign-in that needs no profile
+    if with_key or not url:  # else, as for a sign-in, SCRIPTO_PROFILE has no say
         named = named_profile(ctx, named)
     stored = with_key and not key
     chosen = named is not None
@@ -928,14 +930,14 @@ def resolve(ctx, args, with_key=True):
         warn(ctx, f"{source} overrides the key of profile '{name}'")
     if url and not stored:
         return Target(url, url_source, key, source, name, profile)
-    home, home_source = default_url(ctx), "default"
+    bound_url, bound_source = default_url(ctx), "default"
     if stored or chosen or "baseUrl" in profile:
-        home, home_source = stored_url(ctx, name, profile), "profile"
-    if url and origin_of(url) != origin_of(home):
-        problem = f"belongs to {home} and is not sent to {url} (from {url_source})"
+        bound_url, bound_source = stored_url(ctx, name, profile), "profile"
+    if url and origin_of(url) != origin_of(bound_url):
+        problem = f"belongs to {bound_url} and is not sent to {url} (from {url_source})"
         hint = f"drop {url_source}, pass --api-key, or {NEXT_SIGN_IN}" + flagged("--api-url", url)
         raise failed(f"The key of profile '{name}' {problem}.", hint)
-    return Target(url or home, url_source or home_source, key, source, name, profile)
+    return Target(url or bound_url, url_source or bound_source, key, source, name, profile)
 
 
 # ---- HTTP client ----------------------
@@ -962,8 +964,8 @@ def proxy_for(url):
     return proxy
 
 
-def checked_tls():
-    """For a server whose certificate is good for its name."""
+def client_tls():
+    """For a client: a certificate has to be known, and good for its name."""
     import ssl  # lazy
 
     try:
@@ -984,7 +986,7 @@ def connect(method, url, headers, body, seconds):
     opener.add_handler(library.ProxyHandler({scheme: proxy} if proxy else {}))
     opener.add_handler(library.HTTPHandler())
     if scheme == "https":
-        tls = checked_tls()  # first: without ssl there is no HTTPSHandler either
+        tls = client_tls()  # first: without ssl there is no HTTPSHandler either
         opener.add_handler(library.HTTPSHandler(context=tls))
     again = method == "GET"
     while True:
@@ -1074,7 +1076,7 @@ def open_reply(ctx, method, url, headers=(), body=None, key=None):
 
 
 def parts_of(ctx, url, reply, most=float("inf")):
-    """The body as it arrives, no more bytes than that. Raises as at_risk()."""
+    """The body as it arrives; more bytes than `most` are invalid-response. Raises as at_risk()."""
     left = endless = float("inf")  # it comes in chunks, or until the connection ends
     if reply.length is not None:
         left = reply.length
@@ -1124,7 +1126,7 @@ def next_for_key(source):
 
 
 def backend_error(status, value, hint, key_source=None):
-    """Word for word, gaps filled by the status."""
+    """The backend's error word for word, gaps filled by the status."""
     by_status = {401: "unauthenticated", 403: "permission-denied", 404: "not-found",
                  429: "resource-exhausted"}
     other = "invalid-response" if status < 400 else "invalid-argument"  # redirects, for one
@@ -1160,19 +1162,20 @@ def call(ctx, target, method, path, part, body=None, hint=None):
 
 
 # ---- Mailbox --------------------------
-# Where `auth login` finds the code. A source is a generator of {name: mail as bytes, or text}:
-# first nothing, once it knows what is there already, then what came since. Of a mail only six
-# digits leave this section: what strangers write reaches neither screen nor log.
+# Where `auth login` finds the code. A source is a generator of {name: mail as bytes, or text}: at
+# first it knows what is there already, then it yields what came since, or all that was said. Of a
+# mail only six digits leave this section: what strangers write reaches neither screen nor log.
 
 MAIL_BYTES = 1 << 20  # that are looked at of one mail, or of what a command prints
 NEXT_SOURCE = "see what --code-from takes: scripto auth login --help"
 NEXT_MAIL_SERVER = "check --code-from; SSL_CERT_FILE may name who signed a certificate"
 NEXT_PASSWORD = ("check USER, SCRIPTO_MAIL_PASSWORD or ~/.netrc (mode 0600); the server may want an"
                  " app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
-# A code is in no longer number, amount, colour or path. In what stands around it, it is a \0.
+# A code is in no longer number, amount, colour or path.
 CODE_FORM = (r"(?<![^\W_])(?:(?<![#$€£+/&@%.,=?-])|(?<=\bG-))(?<![0-9][ -])"
              r"(?:[0-9]{6}|[0-9]{3}[ -][0-9]{3}|[0-9](?: [0-9]){5})"
              r"(?![^\W_]|[%/@-]|[.,: -][0-9])")
+# In what stands around it, below, it is a \0.
 OTHER = (r"(?:order|invoice|receipt|ref(?:erence)?|ticket|case|booking|id|tel|fax|phone|call|box|"
          r"total|amount|(?<!cation )(?<!code )(?:number|no|nr)|"
          r"(?:zip|postal|promo|voucher|error|area) code)")
@@ -1353,11 +1356,11 @@ def open_imap(ctx, url):
     host = host.strip("[]")
     folder = '"' + re.sub(r'(["\\])', r"\\\1", folder or "INBOX") + '"'
     if secure:
-        box = imaplib.IMAP4_SSL(host, int(port or 993), ssl_context=checked_tls())
+        box = imaplib.IMAP4_SSL(host, int(port or 993), ssl_context=client_tls())
     else:
         box = imaplib.IMAP4(host, int(port or 143))
         if not is_loopback(host):
-            box.starttls(checked_tls())
+            box.starttls(client_tls())
     box.sock.settimeout(LOCK_SECONDS)
     log_in(ctx, box, user, host)
     status, reply = box.status(folder, "(UIDNEXT UIDVALIDITY)")
@@ -1411,19 +1414,19 @@ SOURCES = {"-": watch_input, "cmd": watch_command, "maildir": watch_maildir, "mb
            "imap": watch_imap, "imaps": watch_imap}
 
 
-def codes_in(ctx, text, email, looked):
-    """Yields None once that source is open, then each code once, as it comes. `looked` gets whether
-    what was found is to that email, by its name."""
-    kind, _, place = text.partition(":")
+def codes_polled(ctx, source, email, looked):
+    """Yields None once that source is open, then each code once, as it comes. In looked[name] is
+    whether what was found is to that email."""
+    kind, _, place = source.partition(":")
     if kind not in SOURCES or bool(place) == (kind == "-"):
         raise invalid("There is no such source of codes.", NEXT_SOURCE)
     local = kind in ("-", "maildir", "mbox")
-    place = os.path.expanduser(place) if local else place if kind == "cmd" else text
-    source = SOURCES[kind](ctx, place, email)
+    place = os.path.expanduser(place) if local else place if kind == "cmd" else source
+    looks = SOURCES[kind](ctx, place, email)
     tried = set()
-    next(source)
+    next(looks)
     yield None
-    for found in source:
+    for found in looks:
         mails = 0
         for name in sorted(found, reverse=True):
             looked[name], codes = examine(found[name], email)
@@ -1446,7 +1449,7 @@ def what_came(looked, email):
     return text + "; a spam folder is worth a look (for IMAP: .../Junk)"
 
 
-def codes_from(ctx, text, email, seconds, then):
+def codes_awaited(ctx, source, email, seconds, then):
     """Yields None once that source is open, then each code. Raises what is wrong with the source;
     later, with `then` as next action, when the time is over or no more can come. In within(), as
     no time-out of ours ends a server that dribbles or a mail that is a puzzle."""
@@ -1456,7 +1459,7 @@ def codes_from(ctx, text, email, seconds, then):
         progress(ctx, f"Waiting for the code, {left:.0f} seconds left")
 
     looked, opened, give_up = {}, False, time.monotonic() + seconds
-    codes = codes_in(ctx, text, email, looked)
+    codes = codes_polled(ctx, source, email, looked)
     try:
         while True:
             code = within(give_up - time.monotonic(), next, codes, meanwhile=count)
@@ -1481,7 +1484,7 @@ def codes_from(ctx, text, email, seconds, then):
 
 # ---- Account --------------------------
 # A command takes the context and the parsed arguments and returns (data for JSON, the same as lines
-# for a person).
+# for a person); where others have spoken already, an exit status.
 
 
 def flags_of(args, *flags):
@@ -1551,7 +1554,8 @@ def warn_of_environment(ctx, name=None):
         warn(ctx, f"SCRIPTO_PROFILE is set: profile {other} is in force, whichever is active")
 
 
-def stored(ctx, name, identity, base_url, done, line):
+def answer_stored(ctx, name, identity, base_url, done, line):
+    """(data, lines) of a command that has stored a key."""
     warn_of_environment(ctx, name)
     data = dict(identity, profile=name, active=True, baseUrl=base_url, apiKey=MASKED_KEY)
     return data, [done, "", line, f"  Profile:  {name} (now active)", "  API key:  " + MASKED_KEY,
@@ -1578,7 +1582,8 @@ def sign_in(ctx, args, target, file, code):
         if error.code in ("network-error", "invalid-response") or error.http_status == 504:
             error.next_action += "; " + used_up
         raise
-    return stored(ctx, name, identity, url, "✓ Signed in", "  Email:    " + identity["email"])
+    line = "  Email:    " + identity["email"]
+    return answer_stored(ctx, name, identity, url, "✓ Signed in", line)
 
 
 def cmd_login_complete(ctx, args):
@@ -1603,12 +1608,12 @@ def codes_typed(ctx, target, email, then):
 
 def cmd_login(ctx, args):
     """Both steps in one. A wrong code is not the end: a right one may come yet."""
+    seconds = check_number(args.timeout or "90", "--timeout", 3600, 1)
     target, file = prepare(ctx, args, "login")
     place = args.code_from or ctx.env.get("SCRIPTO_CODE_FROM")
-    seconds = check_number(args.timeout or "90", "--timeout", 3600, 1)
     then = second_step(args) + flags_of(args, "--name", "--profile-name", "--api-url", "--profile")
     if place:
-        codes = codes_from(ctx, place, args.email, seconds, then)
+        codes = codes_awaited(ctx, place, args.email, seconds, then)
     elif is_terminal(ctx.stdin):
         codes = codes_typed(ctx, target, args.email, then)
     else:
@@ -1775,7 +1780,7 @@ def cmd_config_set(ctx, args):
     state = ProfileFile(ctx).change(store)
     name = state["activeProfile"]
     base_url = url_of(state["profiles"][name])
-    return stored(ctx, name, identity, base_url, "✓ Key stored", "  Backend:  " + base_url)
+    return answer_stored(ctx, name, identity, base_url, "✓ Key stored", "  Backend:  " + base_url)
 
 
 def cmd_config_show(ctx, args):
@@ -1783,7 +1788,7 @@ def cmd_config_show(ctx, args):
     try:
         file = ProfileFile(ctx)
         shown, state = file.shown, file.read()
-    except Unreachable:
+    except HomeUnseen:
         if not key_is_given(ctx, args):
             raise
     warn_of_environment(ctx)
@@ -1801,7 +1806,8 @@ def cmd_config_show(ctx, args):
     except ScriptoError as error:
         data["problem"] = error.envelope()["error"]
         return data, lines + ["Key in force: none. " + error.message]
-    data["key"] = {"apiKey": MASKED_KEY, "source": target.key_source, "profile": target.name}
+    name = target.name if target.key_source == "profile" else None
+    data["key"] = {"apiKey": MASKED_KEY, "source": target.key_source, "profile": name}
     data["baseUrl"] = {"url": target.base_url, "source": target.url_source}
     return data, lines + [f"Key in force: {MASKED_KEY} (from {target.key_source})",
                           f"Base URL:     {target.base_url} (from {target.url_source})"]
@@ -2110,7 +2116,7 @@ def deliver_to_maildir(folder, message):
 
 def tls_for_mail(host):
     """On loopback nobody stands in between, and Debian's Postfix signs its own certificate."""
-    context = checked_tls()
+    context = client_tls()
     if is_loopback(host):
         context.check_hostname = False
         context.verify_mode = 0  # ssl.CERT_NONE
@@ -2194,7 +2200,7 @@ def delivery_for(ctx, how, bound_to, sender):
         url = urlsplit(how)
         if kind in ("smtp", "smtps") and url.hostname and url.port != 0:
             if kind == "smtps":
-                checked_tls()  # a Python without ssl: now is the time to say so
+                client_tls()  # a Python without ssl: now is the time to say so
             return lambda message, to: deliver_by_smtp(ctx, url, sender, message, to)
     except ValueError:
         pass  # a bad port, or half a bracket
@@ -2408,7 +2414,7 @@ class Store:
                  " AND expires_at NOT BETWEEN ? AND ?", now, now + CODE_SECONDS)
 
     def check_limits(self, kind, email, address):
-        """Raises resource-exhausted until both are within all limits; no address is within any."""
+        """Raises resource-exhausted until both are within all limits; "" as address has none."""
         now = time.time()
         refusals = []
         for column, event, most, seconds in LIMITS[kind]:
@@ -2486,7 +2492,7 @@ class Store:
             " FROM keys JOIN users ON users.id = user_id WHERE hash = ?", hash_of(key))
         if rows and not now - 60 < rows[0][4] <= now:
             note = "UPDATE keys SET last_used_at = ? WHERE id = ?"
-            try:
+            try:  # by the reader, whose COMMIT does not wait for the disk
                 self.hold(0.1, lambda: self.read(note, now, rows[0][3]))
             except (OSError, sqlite3.Error):
                 pass
@@ -2540,7 +2546,7 @@ def check_address(text, flag):
 
 
 class Backend:
-    """What routes share. All that was said is checked here, before anything is opened."""
+    """What routes share. What was said of it is checked here, before anything is opened."""
 
     def __init__(self, ctx, args):
         import threading  # lazy
@@ -2583,7 +2589,7 @@ class Backend:
             times.append(now)
 
     def admit(self, request, command):
-        """(body, email, client to be limited, if any) of a public route."""
+        """(fields, email, client or "") of a public route, if its limit and --allow let it in."""
         client = client_of(request.address()) if self.rate_limit else ""
         if client:
             self.count(client)
@@ -2738,7 +2744,7 @@ def reply_to(backend, request):
 FOREVER = float("inf")
 
 
-def tls_context(args):
+def server_tls(args):
     if not args.tls_cert and not args.tls_key:
         return None
     import ssl  # lazy
@@ -2968,9 +2974,8 @@ class RequestHandler:
         kind = "text/plain; charset=utf-8"
         if isinstance(body, dict):
             kind, body = "application/json", json.dumps(body).encode("ascii")
-        if status != 204:
-            headers = headers + [("Content-Type", kind), ("Content-Length", len(body))]
         headers = headers + [("Connection", "close")] * (not self.keep) + [
+            ("Content-Type", kind), ("Content-Length", len(body)),
             ("Cache-Control", "no-store"), ("Date", formatdate(usegmt=True))]
         head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n"
@@ -2995,7 +3000,7 @@ def server_for(ctx, args):
     import socketserver
 
     backend = Backend(ctx, args)
-    tls = tls_context(args)
+    tls = server_tls(args)
 
     class Handler(RequestHandler, socketserver.StreamRequestHandler):
         pass
@@ -3031,13 +3036,13 @@ def try_mail(backend, to):
 
 
 def introduce(ctx, backend):
-    """Beside what is served: a mail server takes its time, and so do modules that the first request
-    need not wait for, but should not load either, when there may be no descriptor left."""
+    """In a thread beside serving, which need not wait for it: loads what later requests need, while
+    there are descriptors left, says how to sign in, and tries the mail server."""
     import secrets  # noqa: F401  lazy
     import traceback  # noqa: F401
 
     url = backend.public_url
-    if url.startswith("http:") and not is_loopback(origin_of(url)[1].strip("[]")):
+    if url.startswith("http:") and not is_loopback(origin_of(url)[1]):
         warn(ctx, "clients refuse plain http beyond loopback: serve https, or set --public-url")
     if is_terminal(ctx.stderr):
         say(ctx, f"{NEXT_SIGN_IN} --api-url {url}")
@@ -3048,7 +3053,7 @@ def introduce(ctx, backend):
 
 
 def throw_away(args):
-    """A folder that goes at the end, for what is to be nowhere else."""
+    """A folder that goes at the end. Port, database and mail that are not given fit it."""
     import tempfile  # lazy
 
     try:
@@ -3071,7 +3076,7 @@ def start_command(ctx, args, url):
         env["SCRIPTO_CODE_FROM"] = "maildir:" + os.path.abspath(os.path.expanduser(folder))
     own = os.umask(ctx.umask)
     try:
-        # Apart from a terminal in a group of its own, so that what it starts ends with it.
+        # Unless at a terminal, in a group of its own, so that what it starts ends with it.
         return subprocess.Popen(args.command, env=env, start_new_session=not is_terminal(ctx.stdin))
     except (OSError, ValueError) as error:
         raise not_run(args.command, error) from error
@@ -3111,7 +3116,7 @@ def serve_until(ctx, args, server, process, signals):
             number = signals.pop(0)
             if number == getattr(signal, "SIGHUP", None):
                 try:
-                    server.tls = tls_context(args)
+                    server.tls = server_tls(args)
                 except ScriptoError as error:
                     server.backend.log("the old one stays. " + error.message)
             elif not process:
@@ -3235,7 +3240,7 @@ def cmd_demo(ctx, args):
 
 
 # ---- Doctor ---------------------------
-# What works on this machine and what does not, by looking only: nothing is changed.
+# What works on this machine and what does not, by looking only: nothing is changed here.
 
 MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
 
@@ -3284,7 +3289,7 @@ def examine_tls(found):
     import ssl  # lazy
 
     folder = ssl.get_default_verify_paths().capath
-    known = checked_tls().cert_store_stats()["x509_ca"]
+    known = client_tls().cert_store_stats()["x509_ca"]
     if not known and not (folder and os.access(folder, os.R_OK) and os.listdir(folder)):
         hint = "install ca-certificates, or set SSL_CERT_FILE to a file of certificates"
         raise failed("No certificate authority is known here.", hint)
@@ -3368,7 +3373,7 @@ for row in $table; do
   esac
 done"""
 SHELLS = {
-    # It needs no bash-completion, and no sh: it runs the program itself, in a third of the time.
+    # It needs no bash-completion; FIND runs in bash itself, in a third of the time that sh takes.
     "bash": r"""_scripto() {
   local IFS=$'\n' found words=("${COMP_WORDS[@]//\\/}")
   found=$(set -- "$2" "${words[@]:0:COMP_CWORD}"

@@ -422,6 +422,14 @@ def test_config_show_says_why(newest):
     assert [shown for shown in [*env, "http://localhost:1"] if shown not in out] == []
 
 
+def test_config_show_names_no_profile_for_a_key_of_the_environment(newest):
+    newest.write_config(profiles("you", you=profile(KEY)))
+    shown = newest.run("config", "show", "--json", env={"SCRIPTO_API_KEY": KEY}).data["key"]
+    assert (shown["source"], shown["profile"]) == ("SCRIPTO_API_KEY", None)
+    shown = newest.run("config", "show", "--json").data["key"]
+    assert (shown["source"], shown["profile"]) == ("profile", "you")
+
+
 def test_config_show_works_with_nothing_to_show(newest):
     result = newest.run("config", "show")
     assert result.status == 0 and str(newest.config) in result.out and not newest.config.exists()

@@ -906,3 +906,9 @@ def test_other_commands_load_nothing_of_it(words, newest, backend):
     only_this = {"imaplib", "mailbox", "netrc", "queue", "subprocess", "difflib", "atexit",
                  "html.entities", "email.policy", "email.headerregistry"}
     assert loaded & only_this == set()
+
+
+def test_a_timeout_that_is_none_touches_nothing(newest, backend):
+    run = login(newest, backend, "cmd:true", "--timeout", "soon")
+    assert run.error["code"] == "invalid-argument" and nothing_sent(backend)
+    assert not newest.config.exists()
