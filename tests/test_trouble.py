@@ -152,14 +152,19 @@ def test_one_address_takes_its_own_places_only(backend):
         assert statuses(read_all(early)) == [200]
 
 
-@pytest.mark.slow
-def test_when_descriptors_run_out_it_makes_room(start_backend, monkeypatch):
+def with_descriptors(most, start_backend):
+    """A backend that may have no more of them."""
     usual = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, usual[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, usual[1]))
     try:
-        backend = start_backend()
+        return start_backend()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+
+
+@pytest.mark.slow
+def test_when_descriptors_run_out_it_makes_room(start_backend):
+    backend = with_descriptors(64, start_backend)
     with contextlib.ExitStack() as stack:
         for _ in range(100):
             stack.enter_context(connect(backend))
@@ -169,12 +174,7 @@ def test_when_descriptors_run_out_it_makes_room(start_backend, monkeypatch):
 @pytest.mark.slow
 def test_where_descriptors_are_few_the_idle_leave_some_for_mail(start_backend):
     """256 is what macOS gives a program."""
-    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, usual[1]))
-    try:
-        backend = start_backend()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+    backend = with_descriptors(256, start_backend)
     with contextlib.ExitStack() as stack:
         for _ in range(300):
             stack.enter_context(connect(backend))
