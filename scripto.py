@@ -37,6 +37,7 @@ EMAIL_LENGTH = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
 REPLY_BYTES = 1 << 20  # that the client reads
 PROFILE_BYTES = 4 << 20  # that a profile file may have
 HEAD_BYTES = 32 << 10  # that the backend reads: request line and header,
+HEAD_FIELDS = 100  # in there,
 BODY_BYTES = 16 << 10  # and body
 TIMEOUT_SECONDS = "30"  # for one request, from name look-up to last byte
 LOCK_SECONDS = 30  # to wait for another program that writes the profile file
@@ -2915,8 +2916,7 @@ class RequestHandler:
     def read_head(self):
         """Returns the length of the body, None for no request. Refuses what a proxy in front may
         read in another way (request smuggling; RFC 9112, 2.2, 3.2, 5.2 and 6.3)."""
-        import http.client  # lazy
-        import io
+        from email.parser import HeaderParser  # lazy
 
         head = bytearray()
         line = b"-"
@@ -2935,15 +2935,14 @@ class RequestHandler:
         self.method, target, minor = (word.decode() for word in words.groups())
         self.path = re.sub("(?i)^https?://[^/?]*", "", target).partition("?")[0]
         self.persistent = minor == "1"
-        try:
-            self.headers = http.client.parse_headers(io.BytesIO(rest))
-        except http.client.HTTPException:
-            raise invalid("The header has too many fields.", NEXT_GUIDE, 431) from None
+        self.headers = HeaderParser().parsestr(rest.decode("latin-1"))
         return self.check_head()
 
     def check_head(self):
         lengths = self.headers.get_all("Content-Length", ["0"])
         hosts = len(self.headers.get_all("Host", []))
+        if len(self.headers) > HEAD_FIELDS:
+            raise invalid("The header has too many fields.", NEXT_GUIDE, 431)
         if "Transfer-Encoding" in self.headers:
             raise invalid("A body has to come with its length, not in chunks.", NEXT_GUIDE, 501)
         plain = len(lengths) == 1 and re.match(r"[0-9]{1,9}\Z", lengths[0])
@@ -2994,7 +2993,8 @@ class RequestHandler:
 
 def server_for(ctx, args):
     """A server that listens, with its backend."""
-    import http.client  # noqa: F401  lazy; some for requests, while there are descriptors left
+    import email.parser  # noqa: F401  lazy; some for requests, while there are descriptors left
+    import http  # noqa: F401
     import json  # noqa: F401
     import socket
     import socketserver
