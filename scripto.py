@@ -179,6 +179,8 @@ def timestamp(seconds):
 
 def harmless(text):
     """Makes visible what could steer a terminal: escapes, line breaks, bidirectional marks."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -2895,8 +2897,10 @@ class RequestHandler:
                 note = " fault: " + bug(error)
             method = self.method if re.match(r"[A-Z]{3,7}\Z", self.method) else "-"
             path = pattern_of(self.path) or "-"
-            backend.log(f"{self.address()} {method} {path} {reply[0]}{note}")
-            self.send(*reply)
+            try:
+                self.send(*reply)
+            finally:  # no client has to wait for the log
+                backend.log(f"{self.address()} {method} {path} {reply[0]}{note}")
         self.linger()
 
     def read_request(self):
@@ -2929,7 +2933,7 @@ class RequestHandler:
             raise invalid(f"The header is larger than {HEAD_BYTES} bytes.", NEXT_GUIDE, 431)
         first, _, rest = head.partition(b"\n")
         words = re.match(rb"([!-~]+) ([!-~]+) HTTP/1\.([01])\r\Z", first)
-        odd = re.search(rb"\r(?!\n)|(?<!\r)\n|\n[ \t]|\nFrom |\0", head)  # and what `email` skips
+        odd = re.search(rb"\r(?!\n)|\n(?<!\r\n)|\n[ \t]|\nFrom |\0", head)  # and what `email` skips
         if odd or not words or line != b"\r\n":
             raise invalid("The request is not valid HTTP/1.1.", NEXT_GUIDE)
         self.method, target, minor = (word.decode() for word in words.groups())

@@ -13,6 +13,7 @@ import select
 import shutil
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -232,8 +233,14 @@ class Backend:
                 return re.search(r"^Subject: (\d{6}) ", text, re.M).group(1)
         raise AssertionError("no mail to " + email)
 
+    def last_uses(self):
+        """Of each key, as the database has it; they are noted within a second or so."""
+        with contextlib.closing(sqlite3.connect(str(self.db))) as db:
+            return [row[0] for row in db.execute("SELECT last_used_at FROM keys")]
+
     def request(self, method, path, body=None, key=None, headers=None, timeout=30):
-        """One HTTP request by the standard library: (status, headers, object or bytes)."""
+        """One HTTP request by the standard library: (status, headers, object or bytes). It is in
+        the log by then: the connection has come to its end."""
         import http.client
         import urllib.parse
 
@@ -246,9 +253,14 @@ class Backend:
             body = json.dumps(body)
             headers["Content-Type"] = "application/json"
         try:
-            connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            content = response.read()
+            connection.connect()
+            with connection.sock.dup() as end:
+                connection.request(method, path, body, headers)
+                response = connection.getresponse()
+                content = response.read()
+                with contextlib.suppress(OSError):  # cut off already
+                    end.shutdown(socket.SHUT_WR)
+                    end.recv(1)
         finally:
             connection.close()
         if response.headers.get_content_type() == "application/json" and content:

@@ -138,7 +138,7 @@ def test_it_prints_what_login_complete_prints(scripto, backend):
 def test_twice_in_a_row_the_new_mail_counts(scripto, backend):
     for _ in range(2):
         assert signed_in(login(scripto, backend, "maildir:%s" % backend.maildir).data, backend)
-    assert requests_to(backend, "/api/cli/login-complete") == 2  # no old code was tried
+    wait_until(lambda: requests_to(backend, "/api/cli/login-complete") == 2)  # no old code was tried
 
 
 def test_mail_that_a_reader_moves_to_cur(scripto, backend):
@@ -158,7 +158,7 @@ def test_an_old_mail_that_a_reader_moves_is_not_new(newest, backend):
     wait_until(lambda: len(backend.mails()) == 2)
     old.rename(backend.maildir / "cur" / (old.name + ":2,S"))
     assert ended(process)[0] == 0
-    assert requests_to(backend, "/api/cli/login-complete") == 2
+    wait_until(lambda: requests_to(backend, "/api/cli/login-complete") == 2)
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_a_code_that_was_there_before_is_never_tried(newest, backend, tmp_path):
     other = tmp_path / "other"  # which gets no new mail
     shutil.copytree(str(backend.maildir), str(other))
     assert login(newest, backend, "maildir:%s" % other, "--timeout", "1").status == 3
-    assert requests_to(backend, "/api/cli/login-complete") == 1
+    wait_until(lambda: requests_to(backend, "/api/cli/login-complete") == 1)
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_an_mbox(scripto, backend, tmp_path):
         file.write(mail + "\n")
     status, envelope, _ = ended(process)
     assert status == 0 and signed_in(envelope["data"], backend)
-    assert requests_to(backend, "/api/cli/login-complete") == 1
+    wait_until(lambda: requests_to(backend, "/api/cli/login-complete") == 1)
 
 
 @pytest.mark.slow
@@ -309,7 +309,7 @@ def test_ten_at_once_for_ten_emails(edge, backend, tmp_path):
         running.append(machine.start(*words))
     for n, process in enumerate(running):
         assert ended(process)[1]["data"]["email"] == "n%d@example.com" % n
-    assert requests_to(backend, "/api/cli/login-complete") == 10
+    wait_until(lambda: requests_to(backend, "/api/cli/login-complete") == 10)
 
 
 # ---- A wrong code ----
@@ -324,7 +324,7 @@ def test_a_mailbox_with_a_wrong_code_is_read_on(newest, backend):
     time.sleep(1.5)  # the same once more
     (backend.folder / "code").write_text(code)
     assert ended(process)[0] == 0
-    assert requests_to(backend, "/api/cli/login-complete") == 2
+    wait_until(lambda: requests_to(backend, "/api/cli/login-complete") == 2)
 
 
 def test_standard_input_that_ends_with_a_wrong_code(newest, backend):
@@ -577,7 +577,7 @@ def test_of_many_mails_the_newest_two_are_tried(newest, backend, tmp_path):
         (folder / ("%d.1.host" % number)).write_text(mail % (EMAIL, wrong))
     folder.rename(tmp_path / "mail" / "new")
     assert ended(process)[0] == 3
-    assert requests_to(backend, "/api/cli/login-complete") == 2
+    wait_until(lambda: requests_to(backend, "/api/cli/login-complete") == 2)
 
 
 def test_the_code_is_not_waited_for_when_none_was_sent(newest, raw_server, tmp_path):
@@ -699,7 +699,7 @@ def test_imaps(scripto, backend, imap, tls, certificate):
     assert verbs == {"CAPABILITY", "LOGIN", "STATUS", "EXAMINE", "NOOP", "UID SEARCH", "UID FETCH"}
     fetched = [each.split()[2] for each in server.asked if each.startswith("UID FETCH")]
     assert fetched == ["301", "302"]  # and not one of the old ones
-    assert requests_to(backend, "/api/cli/login-complete") == 2
+    wait_until(lambda: requests_to(backend, "/api/cli/login-complete") == 2)
 
 
 @pytest.mark.slow
@@ -839,7 +839,7 @@ def test_a_mailbox_that_was_made_anew_meanwhile(newest, backend, imap):
     wait_until(lambda: server.asked[-1].startswith("UID SEARCH"))
     imap_mails(backend, server)
     assert ended(process)[0] == 0
-    assert requests_to(backend, "/api/cli/login-complete") == 1
+    wait_until(lambda: requests_to(backend, "/api/cli/login-complete") == 1)
 
 
 @pytest.mark.slow
