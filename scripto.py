@@ -2298,6 +2298,9 @@ class Store:
             if type(error) is sqlite3.DatabaseError:  # it is damaged, or none
                 hint = "restore a backup; sqlite3's command .recover may save what is in there"
             raise self.trouble(f"cannot be used: {error}", hint) from error
+        self.uses, self.ended = {}, threading.Event()  # of keys, to be noted; the end of that
+        self.noting = threading.Thread(target=self.keep_noting, daemon=True)
+        self.noting.start()
 
     def make(self, ctx, home, serving):
         """By us, so that it is 0600 before SQLite writes; its side files follow suit."""
@@ -2325,6 +2328,9 @@ class Store:
         return db
 
     def close(self):
+        self.ended.set()
+        self.noting.join()
+        self.note_uses()
         self.reader.close()
         self.db.close()
 
@@ -2335,14 +2341,25 @@ class Store:
         with self.read_lock:
             return self.reader.execute(sql, values).fetchall()
 
-    def hold(self, seconds, work):
-        """Runs work() once no other thread writes; raises OSError if that takes too long."""
+    @contextlib.contextmanager
+    def held(self, seconds):
+        """Other threads do not write. Raises OSError if one is not done by then."""
         if not self.lock.acquire(timeout=seconds):
             raise TimeoutError(errno.ETIMEDOUT, "another writer is not done")
         try:
-            return work()
+            yield
         finally:
             self.lock.release()
+
+    @contextlib.contextmanager
+    def transaction(self, db):
+        """Of one that fails nothing stays, also if it is COMMIT that does, by a full disk, say."""
+        try:
+            db.execute("BEGIN IMMEDIATE").fetchall()
+            yield
+            db.execute("COMMIT").fetchall()
+        finally:
+            db.rollback()  # if it is still open
 
     def write(self, work, *values):
         """What work(*values) returns, once it is on the disk. Who comes during a transaction shares
@@ -2362,9 +2379,7 @@ class Store:
     def commit(self, jobs):
         for job in jobs:
             job.taken = True
-        self.db.rollback()  # what a COMMIT that failed may have left: of a full disk, say
-        with self.db:  # commits
-            self.run("BEGIN IMMEDIATE")
+        with self.transaction(self.db):
             for job in jobs:
                 try:
                     job.result = job.work(*job.values)
@@ -2378,7 +2393,8 @@ class Store:
         that was deleted is lost."""
         sql = "SELECT count(*) FROM secret"
         self.read(sql)
-        self.hold(0.5, lambda: self.run(sql))
+        with self.held(0.5):
+            self.run(sql)
         if not os.path.samestat(self.file, os.stat(self.path)):
             raise OSError(errno.ESTALE, "another database is in its place")
 
@@ -2407,8 +2423,8 @@ class Store:
         return hmac.new(self.secret, f"{email}\0{code}".encode(), "sha256").digest()
 
     def sweep(self):
-        """A few rows at a time, whoever writes: millions would be waited for. What a clock that was
-        ahead has noted counts as now."""
+        """A few rows with each new code: millions would be waited for. What a clock that was ahead
+        has noted counts as now."""
         now = time.time()
         few = "WHERE id IN (SELECT id FROM events WHERE at {} ? LIMIT 50)"
         self.run("DELETE FROM events " + few.format("<="), now - DAY)
@@ -2432,9 +2448,8 @@ class Store:
             raise too_many("attempts for this " + column, shown, wait)
 
     def add_event(self, kind, email, address):
-        self.run("INSERT INTO events (kind, email, address, at) VALUES (?, ?, ?, ?)",
-                 kind, email, address, time.time())
-        return self.run("SELECT last_insert_rowid()")[0][0]
+        sql = "INSERT INTO events (kind, email, address, at) VALUES (?, ?, ?, ?)"
+        return self.db.execute(sql, (kind, email, address, time.time())).lastrowid
 
     def put_code(self, email, address, code):
         """Counts the request and stores its code, before any mail brings it; returns the event.
@@ -2462,7 +2477,6 @@ class Store:
         import hmac  # lazy
         import secrets
 
-        self.sweep()
         self.check_limits("wrong", email, address)
         now = time.time()
         entered = self.code_hash(email, code)
@@ -2486,24 +2500,40 @@ class Store:
         return {"apiKey": key, "keyId": key_id, "userId": user_id, "email": email}
 
     def user_of(self, key):
-        """(id, email, name), or None. Notes the key's use once a minute, at best: a full disk or a
-        busy writer keeps nobody out of a guarded page."""
-        import sqlite3  # lazy
-
+        """(id, email, name), or None. The key's use is noted once a minute, and later: a full disk
+        or a busy writer keeps nobody out of a guarded page."""
         now, rows = time.time(), self.read(
             "SELECT users.id, email, users.name, keys.id, coalesce(last_used_at, 0)"
             " FROM keys JOIN users ON users.id = user_id WHERE hash = ?", hash_of(key))
         if rows and not now - 60 < rows[0][4] <= now:
-            note = "UPDATE keys SET last_used_at = ? WHERE id = ?"
-            try:  # by the reader, whose COMMIT does not wait for the disk
-                self.hold(0.1, lambda: self.read(note, now, rows[0][3]))
-            except (OSError, sqlite3.Error):
-                pass
+            self.uses[rows[0][3]] = now
         return rows[0][:3] if rows else None
 
+    def note_uses(self):
+        """By the reader, whose COMMIT does not wait for the disk; if it cannot be now, later."""
+        import sqlite3  # lazy
+
+        uses = [(at, key_id) for key_id, at in self.uses.copy().items()]
+        if not uses:
+            return
+        sql = "UPDATE keys SET last_used_at = ? WHERE id = ?"
+        try:
+            with self.held(0.1), self.read_lock, self.transaction(self.reader):
+                self.reader.executemany(sql, uses)
+        except (OSError, sqlite3.Error):
+            return
+        for _, key_id in uses:
+            del self.uses[key_id]
+
+    def keep_noting(self):
+        while not self.ended.wait(1):
+            self.note_uses()
+
     def keys_of(self, user_id):
-        return self.read("SELECT id, name, start, created_at, last_used_at FROM keys"
+        """(id, name, start, since, last use) of each."""
+        rows = self.read("SELECT id, name, start, created_at, last_used_at FROM keys"
                          " WHERE user_id = ? ORDER BY created_at, id", user_id)
+        return [(*row[:4], self.uses.get(row[0], row[4])) for row in rows]
 
     def delete_key(self, user_id, key_id):
         """False for a key that this user has not."""

@@ -831,13 +831,22 @@ def test_last_use_is_noted_once_a_minute(backend):
     """Whether somebody else wrote is asked of SQLite itself."""
     key = backend.mint(YOU)["apiKey"]
     assert is_accepted(backend, key)
+    wait_until(lambda: all(backend.last_uses()), what="the note")
     with contextlib.closing(sqlite3.connect(str(backend.db))) as db:
         version = lambda: db.execute("PRAGMA data_version").fetchone()  # noqa: E731
         before = version()
         assert all(is_accepted(backend, key) for _ in range(20)) and version() == before
         age(backend, 61)
         before = version()
-        assert is_accepted(backend, key) and version() != before
+        assert is_accepted(backend, key)
+        wait_until(lambda: version() != before, what="the next one")
+
+
+def test_no_note_of_a_use_is_lost_at_the_end(backend):
+    keys = [backend.mint("%d@example.com" % number)["apiKey"] for number in range(3)]
+    assert all(is_accepted(backend, key) for key in keys)
+    backend.stop()
+    assert all(backend.last_uses())
 
 
 def test_last_used_is_when_it_was_used(backend):

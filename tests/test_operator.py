@@ -38,6 +38,7 @@ def test_users_are_listed_while_the_server_runs(backend, scripto, words):
     backend.mint(YOU)
     assert is_accepted(backend, first["apiKey"])
     backend.mint("me@example.com")
+    wait_until(lambda: any(backend.last_uses()), what="the note of a use")
     one, two = users(scripto, backend, *words).data["users"]
     assert (one["email"], one["id"], one["keys"]) == (YOU, first["userId"], 2)
     assert (two["email"], two["keys"], two["lastUsedAt"]) == ("me@example.com", 1, None)

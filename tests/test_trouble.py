@@ -330,6 +330,19 @@ def test_a_full_disk_closes_no_guarded_page(backend):
     assert enter(backend, code).status == 200 and is_accepted(backend, key)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", [locked, full_disk])
+def test_a_use_that_cannot_be_noted_is_noted_later(backend, trouble):
+    key = backend.mint(YOU)["apiKey"]
+    with trouble(backend):
+        assert is_accepted(backend, key)
+        (listed,) = get(backend, "/api/keys", key).value["data"]["keys"]
+        time.sleep(1.5)  # in which it is tried
+        assert listed["lastUsedAt"] and backend.last_uses() == [None]
+    wait_until(lambda: all(backend.last_uses()), what="the note")
+    assert ask(backend).status == 200
+
+
 def test_who_writes_at_once_shares_a_flush(backend, tmp_path):
     """Twelve that have to wait for another program's write, and hardly more than one flush each
     for the first of them and for the rest."""
