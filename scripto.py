@@ -3250,6 +3250,9 @@ def demo_steps(server, folder, program, env):
 
 def cmd_demo(ctx, args):
     """Real processes, HTTP and mail, in a home of their own."""
+    import signal  # lazy
+
+    on_signals(signal.default_int_handler)  # none leaves anything behind
     program = os.path.abspath(globals().get("__file__", "scripto.py"))
     if not os.path.isfile(program):  # but standard input, or inside a zip file
         raise failed("The demo runs this program's file, and there is none.",
@@ -3265,6 +3268,7 @@ def cmd_demo(ctx, args):
         try:
             steps = list(demo_steps(server, os.path.join(home, "mail", "new"), program, env))
         finally:
+            on_signals(signal.SIG_IGN)  # one is enough
             server.finish()
     lines = ["A backend of its own, in a folder that is gone by now, listening on " + server.url]
     for step in steps:

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from conftest import PYTHONS, Scripto, http_reply
+from conftest import PYTHONS, Scripto, http_reply, wait_until
 
 EMAIL = "you@example.com"
 KEY = "scripto_" + "k" * 43
@@ -501,6 +501,19 @@ def test_demo_shows_the_sign_in_and_leaves_nothing(python, tmp_path):
     assert (result.status, result.err) == (0, "")
     assert "\n" + REQUESTED + "\n" in result.out and "\n" + COMPLETED + "\n" in result.out
     assert list(scripto.home.iterdir()) == [] and list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_stopped_leaves_nothing(python, tmp_path, number):
+    scripto = Scripto(python, tmp_path / "home", TMPDIR=str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    process = scripto.start("demo")
+    wait_until(lambda: list((tmp_path / "tmp").glob("*/scripto.db")), what="its backend")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, b"") and err.startswith("✗ Interrupted".encode())
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 @pytest.mark.slow
