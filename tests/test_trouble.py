@@ -381,12 +381,10 @@ def test_what_is_over_goes_a_few_rows_at_a_time(backend):
     with contextlib.closing(sqlite3.connect(str(backend.db), timeout=10)) as db, db:
         old = [("%d@example.com" % n, time.time() - 2 * DAY) for n in range(5000)]
         db.executemany("INSERT INTO events (email, kind, at) VALUES (?, 'request', ?)", old)
-    ask(backend)
-    assert 4800 < rows(backend, "events") < 5000
-    code = backend.code_for(YOU)
-    left = rows(backend, "events")
-    guess_wrong(backend, 1, code)
-    assert left - 200 < rows(backend, "events") < left
+    for least in (4900, 4800):
+        left = rows(backend, "events")
+        ask(backend)
+        assert least < rows(backend, "events") < left
 
 
 YEAR = 365 * DAY
