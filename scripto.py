@@ -2267,10 +2267,10 @@ class Job:
 
 
 class Store:
-    """What write() returned survives a power cut. Reads have a connection of their own, which waits
-    for no writer and no disk. SQLite's locks hold off other processes. Each statement is read to
-    its end: on PyPy it would stay open, and COMMIT fail. A file is made, or brought up to date, for
-    serving only."""
+    """What write() returned survives a power cut. Reads, and notes that no answer waits for, have
+    connections of their own, which wait for no disk. SQLite's locks hold off other processes. Each
+    statement is read to its end: on PyPy it would stay open, and COMMIT fail. A file is made, or
+    brought up to date, for serving only."""
 
     def __init__(self, ctx, path, serving=True):
         import sqlite3  # lazy
@@ -2289,8 +2289,7 @@ class Store:
             if serving:
                 os.chmod(path, 0o600)
                 self.run("PRAGMA journal_mode = WAL")
-            self.reader = self.connect(0.2, "NORMAL")
-            self.read("PRAGMA wal_autocheckpoint = 0")  # which would wait for the disk
+            self.reader, self.noter = self.connect(0.2, "NORMAL"), self.connect(0.2, "NORMAL")
             self.secret = self.read("SELECT value FROM secret")[0][0]
             self.check()  # which opens SQLite's other files, while there are descriptors left
         except (OSError, UnicodeError, sqlite3.Error) as error:
@@ -2300,7 +2299,8 @@ class Store:
             raise self.trouble(f"cannot be used: {error}", hint) from error
         self.uses, self.ended = {}, threading.Event()  # of keys, to be noted; the end of that
         self.noting = threading.Thread(target=self.keep_noting, daemon=True)
-        self.noting.start()
+        if serving:
+            self.noting.start()
 
     def make(self, ctx, home, serving):
         """By us, so that it is 0600 before SQLite writes; its side files follow suit."""
@@ -2329,10 +2329,11 @@ class Store:
 
     def close(self):
         self.ended.set()
-        self.noting.join()
+        if self.noting.is_alive():
+            self.noting.join()
         self.note_uses()
-        self.reader.close()
-        self.db.close()
+        for db in (self.noter, self.reader, self.db):
+            db.close()
 
     def run(self, sql, *values):
         return self.db.execute(sql, values).fetchall()
@@ -2510,7 +2511,7 @@ class Store:
         return rows[0][:3] if rows else None
 
     def note_uses(self):
-        """By the reader, whose COMMIT does not wait for the disk; if it cannot be now, later."""
+        """If it cannot be now, later."""
         import sqlite3  # lazy
 
         uses = [(at, key_id) for key_id, at in self.uses.copy().items()]
@@ -2518,8 +2519,8 @@ class Store:
             return
         sql = "UPDATE keys SET last_used_at = ? WHERE id = ?"
         try:
-            with self.held(0.1), self.read_lock, self.transaction(self.reader):
-                self.reader.executemany(sql, uses)
+            with self.held(0.1), self.transaction(self.noter):
+                self.noter.executemany(sql, uses)
         except (OSError, sqlite3.Error):
             return
         for _, key_id in uses:
@@ -2531,9 +2532,10 @@ class Store:
 
     def keys_of(self, user_id):
         """(id, name, start, since, last use) of each."""
+        uses = self.uses.copy()  # before those on the disk, or one could be in neither
         rows = self.read("SELECT id, name, start, created_at, last_used_at FROM keys"
                          " WHERE user_id = ? ORDER BY created_at, id", user_id)
-        return [(*row[:4], self.uses.get(row[0], row[4])) for row in rows]
+        return [(*row[:4], uses.get(row[0], row[4])) for row in rows]
 
     def delete_key(self, user_id, key_id):
         """False for a key that this user has not."""
@@ -2897,7 +2899,7 @@ class Connections:
             for connection, until in self.deadlines.items():
                 if until < FOREVER:
                     self.deadlines[connection] = soon
-        while self.deadlines and time.monotonic() < soon + MAIL_SECONDS + READ_SECONDS:
+        while self.clients and time.monotonic() < soon + MAIL_SECONDS + READ_SECONDS:
             time.sleep(0.02)
             self.cut_late()
         self.backend.store.close()
@@ -2980,7 +2982,9 @@ class RequestHandler:
         if "Transfer-Encoding" in self.headers:
             raise invalid("A body has to come with its length, not in chunks.", NEXT_GUIDE, 501)
         plain = len(lengths) == 1 and re.match(r"[0-9]{1,9}\Z", lengths[0])
-        if self.headers.defects or not plain or hosts > 1 or (self.persistent and not hosts):
+        defects = [each for each in self.headers.defects  # of a body, which is not in there
+                   if type(each).__name__ != "MultipartInvariantViolationDefect"]
+        if defects or not plain or hosts > 1 or (self.persistent and not hosts):
             raise invalid("The header is malformed.", NEXT_GUIDE)
         if int(lengths[0]) > BODY_BYTES:
             raise invalid(f"The body is larger than {BODY_BYTES} bytes.", NEXT_GUIDE, 413)

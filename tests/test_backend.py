@@ -867,6 +867,14 @@ def test_me_tells_a_web_server_who_it_is(backend):
     assert not [name for name in refusal.headers if name.lower().startswith("x-scripto")]
 
 
+def test_a_web_server_may_ask_for_an_upload(start_backend, edge):
+    """It passes the client's header on, and no body."""
+    backend = start_backend(python=edge)
+    key = backend.mint(YOU)["apiKey"]
+    for kind in ("multipart/form-data; boundary=abc", "multipart/mixed", "message/rfc822"):
+        assert get(backend, ME, key, headers={"Content-Type": kind}).status == 200
+
+
 NGINX = """
 {user}
 daemon off;
@@ -1273,6 +1281,30 @@ def test_clients_that_ask_and_do_not_read_do_not_keep_out_the_next(start_backend
     finally:
         for client in clients:
             client.close()
+
+
+@pytest.mark.slow
+def test_what_is_cut_off_at_the_end_is_in_the_log(start_backend, edge):
+    backend, many = start_backend(python=edge), 100
+
+    def lines():
+        return backend.log().count("GET /scripto.py 200")
+
+    def stuck():
+        before = lines()
+        time.sleep(0.5)
+        return before >= many and lines() == before and before
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(many):
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(30)
+            client.connect(("127.0.0.1", int(backend.port)))
+            client.sendall(b"GET /scripto.py HTTP/1.1\r\nHost: x\r\n\r\n" * 60)
+        before = wait_until(stuck, what="each to have a reply that it does not take")
+        assert backend.stop() == 0
+    assert lines() == before + many
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import resource
 import select
 import signal
 import socket
@@ -63,6 +64,17 @@ def test_who_is_removed_goes_with_keys_and_code_and_nobody_else(backend, scripto
     assert is_accepted(backend, other) and enter(backend, theirs, "me@example.com").status == 200
     assert [user["email"] for user in users(scripto, backend).data["users"]] == ["me@example.com"]
     assert rows(backend, "keys") == 2  # both are theirs
+
+
+def test_the_list_of_users_needs_no_thread(backend, scripto):
+    backend.mint(YOU)
+
+    def limited():  # each thread's stack would be larger than all there is
+        resource.setrlimit(resource.RLIMIT_STACK, (4 << 30, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+
+    run = scripto.run("users", "--db", str(backend.db), "--json", preexec_fn=limited)
+    assert [user["email"] for user in run.data["users"]] == [YOU]
 
 
 def test_removing_forgives_nothing(backend, scripto):
