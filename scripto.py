@@ -17,6 +17,7 @@ import argparse
 import collections
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import re
@@ -184,6 +185,7 @@ def harmless(text):
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+@functools.lru_cache(9)  # for each line of a busy log it would be asked
 def is_terminal(stream):
     """On Windows isatty() holds for NUL, too; a real console has a class of its own (PEP 528)."""
     if stream is None or not stream.isatty():
@@ -2267,10 +2269,10 @@ class Job:
 
 
 class Store:
-    """What write() returned survives a power cut. Reads, and notes that no answer waits for, have
-    connections of their own, which wait for no disk. SQLite's locks hold off other processes. Each
-    statement is read to its end: on PyPy it would stay open, and COMMIT fail. A file is made, or
-    brought up to date, for serving only."""
+    """What write() returned survives a power cut. Reads have a connection of their own, as has what
+    no answer waits for, once a second: these wait for no disk. SQLite's locks hold off other
+    processes. Each statement is read to its end: on PyPy it would stay open, and COMMIT fail. A
+    file is made, or brought up to date, for serving only."""
 
     def __init__(self, ctx, path, serving=True):
         import sqlite3  # lazy
@@ -2289,7 +2291,7 @@ class Store:
             if serving:
                 os.chmod(path, 0o600)
                 self.run("PRAGMA journal_mode = WAL")
-            self.reader, self.noter = self.connect(0.2, "NORMAL"), self.connect(0.2, "NORMAL")
+            self.reader, self.tidier = self.connect(0.2, "NORMAL"), self.connect(0.2, "NORMAL")
             self.secret = self.read("SELECT value FROM secret")[0][0]
             self.check()  # which opens SQLite's other files, while there are descriptors left
         except (OSError, UnicodeError, sqlite3.Error) as error:
@@ -2297,10 +2299,10 @@ class Store:
             if type(error) is sqlite3.DatabaseError:  # it is damaged, or none
                 hint = "restore a backup; sqlite3's command .recover may save what is in there"
             raise self.trouble(f"cannot be used: {error}", hint) from error
-        self.uses, self.ended = {}, threading.Event()  # of keys, to be noted; the end of that
-        self.noting = threading.Thread(target=self.keep_noting, daemon=True)
+        self.uses, self.ended = {}, threading.Event()  # of keys, to be noted; of serving
+        self.tidying = threading.Thread(target=self.keep_tidy, daemon=True)
         if serving:
-            self.noting.start()
+            self.tidying.start()
 
     def make(self, ctx, home, serving):
         """By us, so that it is 0600 before SQLite writes; its side files follow suit."""
@@ -2329,10 +2331,10 @@ class Store:
 
     def close(self):
         self.ended.set()
-        if self.noting.is_alive():
-            self.noting.join()
-        self.note_uses()
-        for db in (self.noter, self.reader, self.db):
+        if self.tidying.ident:  # it was started
+            self.tidying.join()
+            self.tidy()
+        for db in (self.tidier, self.reader, self.db):
             db.close()
 
     def run(self, sql, *values):
@@ -2423,16 +2425,6 @@ class Store:
 
         return hmac.new(self.secret, f"{email}\0{code}".encode(), "sha256").digest()
 
-    def sweep(self):
-        """A few rows with each new code: millions would be waited for. What a clock that was ahead
-        has noted counts as now."""
-        now = time.time()
-        few = "WHERE id IN (SELECT id FROM events WHERE at {} ? LIMIT 50)"
-        self.run("DELETE FROM events " + few.format("<="), now - DAY)
-        self.run("UPDATE events SET at = ? " + few.format(">"), now, now)
-        self.run("DELETE FROM live WHERE id IN (SELECT id FROM live ORDER BY id LIMIT 50)"
-                 " AND expires_at NOT BETWEEN ? AND ?", now, now + CODE_SECONDS)
-
     def check_limits(self, kind, email, address):
         """Raises resource-exhausted until both are within all limits; "" as address has none."""
         now = time.time()
@@ -2455,7 +2447,6 @@ class Store:
     def put_code(self, email, address, code):
         """Counts the request and stores its code, before any mail brings it; returns the event.
         New attempts for the code; those counted for the email stay."""
-        self.sweep()
         self.check_limits("request", email, address)
         # One more than are good: when this one's mail fails, all is as it was.
         self.run("DELETE FROM live WHERE email = ? AND id NOT IN"
@@ -2510,25 +2501,32 @@ class Store:
             self.uses[rows[0][3]] = now
         return rows[0][:3] if rows else None
 
-    def note_uses(self):
-        """If it cannot be now, later."""
+    def tidy(self):
+        """Notes when keys were used. Of what is over a few rows go: millions would be waited for.
+        What a clock that was ahead has noted counts as now. If it cannot be now, later."""
         import sqlite3  # lazy
 
         uses = [(at, key_id) for key_id, at in self.uses.copy().items()]
-        if not uses:
-            return
-        sql = "UPDATE keys SET last_used_at = ? WHERE id = ?"
+        few = "WHERE id IN (SELECT id FROM events WHERE at {} ? LIMIT 2000)"
         try:
-            with self.held(0.1), self.transaction(self.noter):
-                self.noter.executemany(sql, uses)
+            with self.held(0.1), self.transaction(self.tidier):
+                now = time.time()
+                for sql, rows in (
+                    ("UPDATE keys SET last_used_at = ? WHERE id = ?", uses),
+                    ("DELETE FROM events " + few.format("<="), [(now - DAY,)]),
+                    ("UPDATE events SET at = ? " + few.format(">"), [(now, now)]),
+                    ("DELETE FROM live WHERE id IN (SELECT id FROM live ORDER BY id LIMIT 2000)"
+                     " AND expires_at NOT BETWEEN ? AND ?", [(now, now + CODE_SECONDS)]),
+                ):
+                    self.tidier.executemany(sql, rows)
         except (OSError, sqlite3.Error):
             return
         for _, key_id in uses:
             del self.uses[key_id]
 
-    def keep_noting(self):
+    def keep_tidy(self):
         while not self.ended.wait(1):
-            self.note_uses()
+            self.tidy()
 
     def keys_of(self, user_id):
         """(id, name, start, since, last use) of each."""

@@ -1670,7 +1670,7 @@ def test_the_database_does_not_grow_with_what_is_over(backend):
         guess_wrong(backend, 1, address="%d@example.com" % number)
     age(backend, DAY + 1)
     ask(backend)
-    assert (rows(backend, "live"), rows(backend, "events")) == (1, 1)
+    wait_until(lambda: (rows(backend, "live"), rows(backend, "events")) == (1, 1))
 
 
 # ---- Ten seconds later --------------------------------------------------------
