@@ -827,6 +827,15 @@ def test_keys_need_a_key(backend, method, path):
     assert is_accepted(backend, data["apiKey"])
 
 
+def a_round_goes_by(backend):
+    """Of what `serve` does each second: something that is over goes with it."""
+    with contextlib.closing(sqlite3.connect(str(backend.db), timeout=10)) as db:
+        with db:
+            db.execute("INSERT INTO events (email, kind, at) VALUES ('over', '', 0)")
+        over = "SELECT count(*) FROM events WHERE email = 'over'"
+        wait_until(lambda: db.execute(over).fetchall() == [(0,)], what="a round")
+
+
 def test_last_use_is_noted_once_a_minute(backend):
     """Whether somebody else wrote is asked of SQLite itself."""
     key = backend.mint(YOU)["apiKey"]
@@ -840,6 +849,14 @@ def test_last_use_is_noted_once_a_minute(backend):
         before = version()
         assert is_accepted(backend, key)
         wait_until(lambda: version() != before, what="the next one")
+
+
+def test_a_use_is_noted_once(backend):
+    assert is_accepted(backend, backend.mint(YOU)["apiKey"])
+    (noted,) = wait_until(lambda: all(backend.last_uses()) and backend.last_uses())
+    age(backend, 10)
+    a_round_goes_by(backend)
+    assert backend.last_uses() == [noted - 10]
 
 
 def test_no_note_of_a_use_is_lost_at_the_end(backend):
@@ -1447,6 +1464,12 @@ def test_a_certificate_that_cannot_be_used_is_refused(scripto, certificate, give
 
 
 # ---- Endings ------------------------------------------------------------------
+
+
+def test_where_it_cannot_listen_it_leaves_its_database_in_order(backend, scripto, tmp_path):
+    words = ["serve", "--port", backend.port, "--db", str(tmp_path / "other.db"), "--json"]
+    assert scripto.run(*words).error["code"] == "failed-precondition"
+    assert [path.name for path in tmp_path.glob("other*")] == ["other.db"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
