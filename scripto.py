@@ -161,6 +161,41 @@ ASCII_FORM = str.maketrans({"✓": "[ok]", "✗": "[error]", "●": "*", "•": 
 COLOURS = {"✓": "32", "✗": "31", "●": "36", "!": "33"}  # by the mark that a line begins with
 
 
+def shell_word(text):
+    if os.name == "nt":
+        import subprocess  # lazy
+
+        return subprocess.list2cmdline([text])
+    import shlex  # lazy
+
+    return shlex.quote(text)
+
+
+def flagged(flag, value):
+    """As a shell takes it; a value that looks like a flag has to be tied to its own."""
+    tie = "=" if value.startswith("-") and value != "-" else " "
+    return f" {flag}{tie}{shell_word(value)}"
+
+
+def arguments_of(command):
+    """(an argument or flag, whether it is needed), for each that the command takes."""
+    return [(word.rstrip("!"), word.endswith("!")) for word in command.takes.split()]
+
+
+def flags_in(args, flags):
+    """Those of these flags that the arguments hold, as a shell takes them. A code is never
+    repeated, and a key only as a placeholder."""
+    for flag in flags:
+        value = getattr(args, flag.lstrip("-").replace("-", "_"), None)
+        for each in value if isinstance(value, list) else [value]:
+            if flag == "--api-key" and each not in (None, "-"):
+                yield " --api-key <your-key>"
+            elif each is True:
+                yield " " + flag
+            elif each and flag != "--code":
+                yield flagged(flag, str(each))
+
+
 class Context:
     """What a command may use of the world, passed along, so that nothing is global."""
 
@@ -170,6 +205,19 @@ class Context:
         self.as_json = False  # until run() has read the command line
         self.warned = set()
         self.commands, self.options = commands, options  # the tables that the parser is made from
+        self.command = self.args = None  # of this call, once run() has read them
+
+    def then(self, command, *more):
+        """The line that runs that command with those flags of this call that it takes. `more` are
+        further words, quoted by the caller; they stand behind --email, as auth.md has it."""
+        more = " ".join(("",) + more)
+        had = dict(arguments_of(self.commands[self.command])) if self.command else {}
+        flags = [word for word, _ in arguments_of(self.commands[command])
+                 if word.startswith("-") and word in had and word not in more.split()]
+        email = [flag for flag in flags if flag == "--email"]
+        rest = [flag for flag in flags if flag != "--email"]
+        parts = [*flags_in(self.args, email), more, *flags_in(self.args, rest)]
+        return f"scripto {command}" + "".join(parts)
 
 
 def timestamp(seconds):
@@ -508,21 +556,6 @@ def check_header(text):
         raise invalid("A header is malformed, or set already.", hint)
     name, _, value = text.partition(":")
     return name, value.strip()
-
-
-def shell_word(text):
-    if os.name == "nt":
-        import subprocess  # lazy
-
-        return subprocess.list2cmdline([text])
-    import shlex  # lazy
-
-    return shlex.quote(text)
-
-
-def flagged(flag, value):
-    """As a shell takes it; a value that looks like a flag has to be tied to its own."""
-    return f" {flag}{'=' if value.startswith('-') else ' '}{shell_word(value)}"
 
 
 # ---- Profiles -------------------------
@@ -2043,11 +2076,6 @@ For when one is needed, or scripto exits with status 4.
 def guide_text(url, text=GUIDE):
     statuses = "".join(f"- {status}: {what}\n" for status, what in EXIT_STATUSES.items())
     return text.replace("EXIT_STATUSES\n", statuses + "\n").replace("THIS_URL", url)
-
-
-def arguments_of(command):
-    """(an argument or flag, whether it is needed), for each that the command takes."""
-    return [(word.rstrip("!"), word.endswith("!")) for word in command.takes.split()]
 
 
 def cmd_guide(ctx, args):
@@ -3698,6 +3726,7 @@ def run(ctx, words):
         lines = parser_for(name).format_help().splitlines()
         return {"help": lines}, lines
     args = parse(name, rest, behind)
+    ctx.command, ctx.args = name, args
     if behind:
         import shutil  # lazy
 
