@@ -15,6 +15,7 @@ import os
 import pathlib
 import random
 import re
+import select
 import shutil
 import signal
 import socket
@@ -480,6 +481,7 @@ class MailServer(Listener):
     def __init__(self, context=None, wrapped=False, **answers):
         self.tls = context  # offered as STARTTLS, unless the whole connection is wrapped
         self.answers = dict(GREETING=b"220 stand-in", QUIT=b"221 bye", **answers)
+        self.offers, self.heard = [b"AUTH PLAIN"], b""  # heard: each line outside of mails
         self.mails, self.busy, self.go_on = [], threading.Event(), threading.Event()
         self.arrived = []  # messages as text, also those that are not accepted yet
         self.go_on.set()
@@ -497,13 +499,14 @@ class MailServer(Listener):
         lines, recipients = connection.makefile("rb"), []
         secure = isinstance(connection, ssl.SSLSocket)
         for line in lines:
+            self.heard += line
             verb, _, rest = line.strip().partition(b" ")
             verb = verb.upper()
             answer = self.answers.get(verb.decode("latin-1"), b"250 fine")
             if verb == b"EHLO":
-                offer = b"250-STARTTLS\r\n" if self.tls and not secure else b""
-                answer = b"250-stand-in\r\n" + offer + b"250 AUTH PLAIN"
-            elif verb == b"STARTTLS":
+                offers = [b"STARTTLS"] * bool(self.tls and not secure) + self.offers
+                answer = b"250-stand-in\r\n250-" + b"\r\n250-".join(offers) + b"\r\n250 HELP"
+            elif verb == b"STARTTLS" and "STARTTLS" not in self.answers:
                 connection.sendall(b"220 go ahead\r\n")
                 return self.converse(self.tls.wrap_socket(connection, server_side=True), None)
             elif verb == b"AUTH":
@@ -518,6 +521,8 @@ class MailServer(Listener):
                 self.busy.set()
                 self.go_on.wait(60)
                 self.mails.append((recipients, message, login, secure))
+            if answer is None:  # it falls silent, until the other side has gone
+                return connection.recv(1)
             connection.sendall(answer + b"\r\n")
             if verb == b"QUIT":
                 return
@@ -654,9 +659,17 @@ def test_a_password_does_not_go_in_the_clear(start_backend, mail_server):
     """0.0.0.0 leads to this machine too, and is not an address of loopback."""
     server = mail_server()
     backend = start_backend(mail="smtp://me:p@0.0.0.0:%d" % server.port)
-    assert ask(backend).error == (500, "internal") and not server.mails
+    assert ask(backend).error == (500, "internal") and b"AUTH" not in server.heard
     backend = start_backend(mail="smtp://0.0.0.0:%d" % server.port, folder="without")
     assert ask(backend).status == 200
+
+
+def test_a_password_does_not_go_where_starttls_is_declined(start_backend, mail_server, tls):
+    """Or who stands in between would only have to say no."""
+    server = mail_server(tls, STARTTLS=b"454 not now")
+    backend = start_backend(mail="smtp://me:p@0.0.0.0:%d" % server.port)
+    assert ask(backend).error == (500, "internal")
+    assert b"STARTTLS" in server.heard and b"AUTH" not in server.heard and not server.mails
 
 
 MAIL_FAILURES = {
@@ -699,13 +712,29 @@ def test_a_tls_set_up_that_fails_is_a_500_and_costs_nothing(start_backend, mail_
     assert backend.log().count("/nonexistent") <= 1  # in the warning at its start
 
 
+@pytest.mark.parametrize("goodbye", [b"421 too busy to say goodbye", None], ids=["421", "silent"])
 def test_a_mail_that_was_taken_is_sent_whatever_the_server_says_to_goodbye(
-    start_backend, mail_server
+    start_backend, mail_server, goodbye
 ):
     server = mail_server()
-    server.answers["QUIT"] = b"421 too busy to say goodbye"
-    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port)
+    server.answers["QUIT"] = goodbye
+    backend, start = start_backend(mail="smtp://127.0.0.1:%d" % server.port), time.monotonic()
     assert ask(backend).status == 200 and len(server.mails) == 1
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("offers, status", [([b"SMTPUTF8", b"8BITMIME"], 200), ([], 400)])
+def test_an_email_beyond_ascii_is_mailed_or_refused(
+    start_backend, mail_server, edge, offers, status
+):
+    """By RFC 6531, where the server knows it."""
+    server, address = mail_server(), "ü@bücher.example"
+    server.offers += offers
+    reply = ask(start_backend(python=edge, mail="smtp://127.0.0.1:%d" % server.port), address)
+    assert reply.status == status and (status == 200 or reply.error == WRONG)
+    for recipients, message, *_ in server.mails:
+        assert recipients == [address] and "To: %s\r\n" % address in message
+    assert len(server.mails) == (status == 200)
 
 
 def test_no_mail_server_is_a_500(start_backend, scripto):
@@ -1051,6 +1080,29 @@ def test_a_header_that_is_too_large_is_told_so(shared_edge):
     assert statuses(raw(shared_edge, start + fields + b"\r\n")) == [431]
 
 
+def test_a_header_of_too_many_fields_is_told_so(shared_edge):
+    for count, status in ((100, 200), (101, 431)):
+        fields = b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * (count - 1)
+        assert statuses(raw(shared_edge, fields + b"\r\n")) == [status]
+
+
+@pytest.mark.parametrize("value", [b"close", b"Close", b"TE, close"])
+def test_who_asks_to_close_the_connection_is_heeded(shared_edge, value):
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: %s\r\n\r\n" % value
+    start, answered = time.monotonic(), read_all(connect(shared_edge, request * 2))
+    assert statuses(answered) == [200] and b"\r\nConnection: close\r\n" in answered
+    assert time.monotonic() - start < 5
+
+
+def test_a_refusal_reaches_who_is_still_sending(shared_edge):
+    """A connection that is closed on what nobody reads is reset, and the next send fails."""
+    connection = connect(shared_edge, HEAD + b"Content-Length: 999999\r\n\r\n")
+    assert select.select([connection], [], [], 20)[0], "no answer"
+    for _ in range(8):
+        connection.sendall(b"x" * 65536)
+    assert statuses(read_all(connection)) == [413]
+
+
 def test_http_1_0_is_answered_and_closed(shared_edge):
     """A proxy that asks to keep such a connection would wait for its end."""
     start = time.monotonic()
@@ -1165,6 +1217,9 @@ MALFORMED = {
     "an endless length": HEAD + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n" + JSON,
     "chunks": HEAD + CHUNKED + b"1c\r\n" + JSON + b"\r\n0\r\n\r\n",
     "chunks and a length": HEAD + b"Content-Length: 28\r\n" + CHUNKED + b"0\r\n\r\n",
+    "chunks that are packed": HEAD + b"Content-Length: 28\r\n" + CHUNKED.replace(b"ch", b"gzip, ch") + JSON,
+    "what is nearly chunks": HEAD + b"Content-Length: 28\r\n" + CHUNKED.replace(b"ch", b"xch") + JSON,
+    "no encoding at all": HEAD + b"Content-Length: 28\r\n" + CHUNKED.replace(b"chunked", b"") + JSON,
     "chunks under cover": HEAD + b"Content-Length: 28\r\n" + CHUNKED.replace(b"c", b"C") + JSON,
     "no length": HEAD + b"\r\n" + JSON,
 }
@@ -1300,18 +1355,19 @@ def test_clients_that_ask_and_do_not_read_do_not_keep_out_the_next(start_backend
             client.close()
 
 
+def at_rest(backend):
+    """Whether none of its threads runs, or waits for a processor that somebody else has."""
+    tasks = pathlib.Path("/proc/%d/task" % backend.process.pid)
+    if not tasks.exists():
+        pytest.skip("no /proc to see threads in")
+    stats = [(task / "stat").read_text() for task in tasks.iterdir()]
+    return all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats)
+
+
 @pytest.mark.slow
 def test_what_is_cut_off_at_the_end_is_in_the_log(start_backend, edge):
+    """Each client has a reply that it does not take."""
     backend, many = start_backend(python=edge), 100
-
-    def lines():
-        return backend.log().count("GET /scripto.py 200")
-
-    def stuck():
-        before = lines()
-        time.sleep(0.5)
-        return before >= many and lines() == before and before
-
     with contextlib.ExitStack() as stack:
         for _ in range(many):
             client = stack.enter_context(socket.socket())
@@ -1319,9 +1375,11 @@ def test_what_is_cut_off_at_the_end_is_in_the_log(start_backend, edge):
             client.settimeout(30)
             client.connect(("127.0.0.1", int(backend.port)))
             client.sendall(b"GET /scripto.py HTTP/1.1\r\nHost: x\r\n\r\n" * 60)
-        before = wait_until(stuck, what="each to have a reply that it does not take")
+        wait_until(lambda: backend.log().count("\n") >= many, what="the first of each")
+        wait_until(lambda: all(at_rest(backend) for _ in range(20)), what="all to be stuck")
+        before = backend.log().count("GET /scripto.py 200")
         assert backend.stop() == 0
-    assert lines() == before + many
+    assert backend.log().count("GET /scripto.py 200") == before + many
 
 
 @pytest.mark.slow
@@ -1348,13 +1406,13 @@ def test_clients_that_stop_half_way_do_not_keep_out_the_next(backend):
         assert answers_at_once(backend) and backend.mint(YOU)["apiKey"]
 
 
-def until_cut_off(address, first, drip=b"", context=None):
-    """Sends `first`, then `drip` five times a second if there is one; returns the seconds until
-    the other side has closed."""
+def until_cut_off(address, first, drip=b"", pause=0.2):
+    """Sends `first`, then `drip` after each pause if there is one; returns the seconds until the
+    other side has closed."""
     connection = socket.create_connection(address, 60)
     connection.sendall(first)
     start = time.monotonic()
-    connection.settimeout(0.2)
+    connection.settimeout(pause)
     while time.monotonic() - start < 60:
         try:
             if not connection.recv(65536):
@@ -1402,12 +1460,13 @@ def patience(tmp_path_factory):
     limiting = Backend(owner, folder / "limiting", "--rate-limit", "1")
     address = ("127.0.0.1", int(plain.port))
     half = HEAD + b"Content-Length: 100\r\n\r\n"
-    pool, over = concurrent.futures.ThreadPoolExecutor(8), threading.Event()
+    pool, over = concurrent.futures.ThreadPoolExecutor(9), threading.Event()
     yield {
         "silent": pool.submit(until_cut_off, address, b""),
         "kept": pool.submit(until_cut_off, address, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"),
         "line": pool.submit(until_cut_off, address, b"GET /", b"a"),
         "headers": pool.submit(until_cut_off, address, b"GET / HTTP/1.1\r\nX: ", b"y"),
+        "lines": pool.submit(until_cut_off, address, b"GET / HTTP/1.1\r\n", b"X: y\r\n", 1),
         "body": pool.submit(until_cut_off, address, half, b" "),
         "no reader": pool.submit(kept_of_a_client_that_does_not_read, address, over),
         "mail": pool.submit(ask, mailing),
@@ -1478,7 +1537,9 @@ def test_a_signal_ends_it_with_status_0(start_backend, edge, number):
     backend = start_backend(python=edge)
     with connect(backend), connect(backend, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
         key = backend.mint(YOU)["apiKey"]
+        start = time.monotonic()
         assert backend.stop(number) == 0
+        assert time.monotonic() - start < 6  # no idle connection is waited for
     assert "Traceback" not in backend.log()
     backend.start()
     assert is_accepted(backend, key)
@@ -1699,7 +1760,7 @@ def test_the_database_does_not_grow_with_what_is_over(backend):
 # ---- Ten seconds later --------------------------------------------------------
 
 
-@pytest.mark.parametrize("client", ["silent", "kept", "line", "headers", "body"])
+@pytest.mark.parametrize("client", ["silent", "kept", "line", "headers", "lines", "body"])
 @pytest.mark.slow
 def test_a_client_that_is_silent_or_dribbles_is_cut_off_after_ten_seconds(patience, client):
     assert 8 < patience[client].result() < 25

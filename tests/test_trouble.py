@@ -153,6 +153,42 @@ def test_one_address_takes_its_own_places_only(backend):
         assert statuses(read_all(early)) == [200]
 
 
+FEW = 16  # connections, instead of more than mails may be under way
+
+
+@pytest.fixture
+def few_places(start_backend, mail_server, monkeypatch, tmp_path):  # noqa: F811
+    """A backend with room for few, and its mail server."""
+    text, count = re.subn("(?m)^CONNECTIONS = .*$", "CONNECTIONS = %d" % FEW,
+                          pathlib.Path(PROGRAM).read_text("utf-8"))  # fmt: skip
+    assert count == 1
+    program = tmp_path / "few.py"
+    program.write_text(text, "utf-8")
+    monkeypatch.setattr(Scripto, "program", str(program))
+    server = mail_server()
+    return start_backend(mail="smtp://127.0.0.1:%d" % server.port), server
+
+
+@pytest.mark.parametrize("working", [FEW, FEW - 4], ids=["all", "most"])
+def test_no_request_in_work_is_cut_to_make_room(few_places, working):
+    """Who comes while all work is turned away at once; else the idle make room for one another."""
+    backend, server = few_places
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(FEW))
+        stack.enter_context(held_up(server))
+        held = [pool.submit(ask, backend, "%d@example.com" % n) for n in range(working)]
+        wait_until(lambda: len(server.arrived) == working, what="mails under way")
+        late = [stack.enter_context(connect(backend)) for _ in range(3 * FEW)]
+        if working < FEW:
+            assert answers_at_once(backend)
+        for connection in late[: len(late) - FEW + working]:
+            with within(5):
+                assert read_all(connection) == b""
+        assert not any(each.done() for each in held)
+        server.go_on.set()
+        assert {each.result().status for each in held} == {200}
+
+
 def with_descriptors(most, start_backend):
     """A backend that may have no more of them."""
     usual = resource.getrlimit(resource.RLIMIT_NOFILE)
