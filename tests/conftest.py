@@ -39,8 +39,9 @@ def find_pythons():
     if QUICK:
         return [sys.executable]
     candidates = [sys.executable, shutil.which("pypy3") or ""]
+    pyenv = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
     for minor in range(6, 30):
-        candidates += glob.glob(os.path.expanduser("~/.pyenv/versions/3.%d.*/bin/python" % minor))
+        candidates += glob.glob("%s/versions/3.%d.*/bin/python" % (glob.escape(pyenv), minor))
         candidates += [shutil.which("python3.%d" % minor) or ""]
     ask = "import sys; print(sys.implementation.name, *sys.version_info[:2])"
     found = {"cpython": {}, "pypy": {}}
@@ -70,11 +71,10 @@ main()
 
 @pytest.fixture(scope="session", autouse=True)
 def start_as_installed(tmp_path_factory):
-    """In a quick run it is not compiled anew at each start; a full one starts the file itself."""
-    if QUICK:
-        path = tmp_path_factory.mktemp("bin") / "scripto.py"
-        path.write_text(INSTALLED % str(pathlib.Path(PROGRAM).parent))
-        Scripto.program = str(path)
+    """The tests start the program so; those under every interpreter start the file itself."""
+    path = tmp_path_factory.mktemp("bin") / "scripto.py"
+    path.write_text(INSTALLED % str(pathlib.Path(PROGRAM).parent))
+    Scripto.program = str(path)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -295,8 +295,10 @@ def wait_until(condition, seconds=20, what="condition"):
 
 
 @pytest.fixture(params=PYTHONS, ids=python_id)
-def python(request):
-    """Every interpreter that this machine has."""
+def python(request, monkeypatch):
+    """Every interpreter that this machine has. It starts the file itself, as a user does who has
+    nothing but the file."""
+    monkeypatch.setattr(Scripto, "program", PROGRAM)
     return request.param
 
 
@@ -310,6 +312,12 @@ def edge(request):
 def scripto(edge, tmp_path):
     """The program under the oldest and the newest interpreter, with an empty home."""
     return Scripto(edge, tmp_path / "home")
+
+
+@pytest.fixture
+def newest(tmp_path):
+    """The program under the newest interpreter alone, with an empty home."""
+    return Scripto(PYTHONS[-1], tmp_path / "home")
 
 
 @pytest.fixture
