@@ -230,6 +230,14 @@ def test_a_code_takes_three_attempts(backend, wrong, last):
     assert enter(backend, code).status == last
 
 
+def test_a_wrong_code_counts_for_every_live_code(backend):
+    """Not only for the newest: three wrong ones end both."""
+    codes = [code_after_asking(backend) for _ in range(2)]
+    wrong = next(code for code in ("000000", "000001", "000002") if code not in codes)
+    assert {enter(backend, wrong).error for _ in range(3)} == {WRONG}
+    assert {enter(backend, code).error for code in codes} == {WRONG}
+
+
 def test_a_name_that_is_too_long_costs_no_code(backend):
     code = code_after_asking(backend)
     assert enter(backend, code, name="x" * 101).error == WRONG
@@ -278,22 +286,23 @@ def guess_on(backend):
     raise AssertionError("the door never shut")
 
 
-def guess_twelve(backend):
+def guess_twelve(backend, address=YOU):
     """Wrong guesses with four codes, of which the first is almost ten minutes old by then."""
     for number in range(4):
-        code = code_after_asking(backend)
+        code = code_after_asking(backend, address)
         if number == 0:
             age(backend, 570)
-        assert {reply.error for reply in guess_wrong(backend, 3, code)} == {WRONG}
+        replies = guess_wrong(backend, 3, code, address)
+        assert {reply.error for reply in replies} == {WRONG}
 
 
-def lock(backend):
+def lock(backend, address=YOU):
     """Uses up an email's wrong guesses; returns a right code with two attempts left in it."""
-    guess_twelve(backend)
-    guess_wrong(backend, 2, code_after_asking(backend))
+    guess_twelve(backend, address)
+    guess_wrong(backend, 2, code_after_asking(backend, address), address)
     age(backend, QUARTER + 2 - 570)  # over the first code request, not over any guess
-    code = code_after_asking(backend)
-    assert guess_wrong(backend, 1, code)[0].error == WRONG
+    code = code_after_asking(backend, address)
+    assert guess_wrong(backend, 1, code, address)[0].error == WRONG
     return code
 
 
@@ -420,6 +429,30 @@ def test_five_codes_in_a_quarter_of_an_hour(backend):
     assert len(backend.mails()) == 5 and ask(backend, "me@example.com").status == 200
     age(backend, QUARTER + 1)
     assert ask(backend).status == 200
+
+
+def test_a_refused_request_does_not_count(backend):
+    """Who waits as told gets in, however often they asked meanwhile."""
+    lock(backend, "me@example.com")
+    assert [ask(backend).status for _ in range(9)] == [200] * 5 + [429] * 4
+    assert {enter(backend, "000000", "me@example.com").error for _ in range(9)} == {LOCKED}
+    wait = max(ask(backend).wait, enter(backend, "000000", "me@example.com").wait)
+    age(backend, wait)
+    assert ask(backend).status == 200 and enter(backend, "000000", "me@example.com").error == WRONG
+
+
+def test_a_refused_request_does_not_count_in_the_minute_of_an_address(start_backend, tmp_path):
+    """A fake: the clock of the backend goes a minute ahead when there is such a file."""
+    ahead = tmp_path / "ahead"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "usual = time.monotonic\n"
+        "time.monotonic = lambda: usual() + 60 * os.path.exists(%r)\n" % str(ahead)
+    )
+    backend = start_backend("--rate-limit", "2", env={"PYTHONPATH": str(tmp_path)})
+    assert [ask(backend).status for _ in range(6)] == [200] * 2 + [429] * 4
+    ahead.touch()
+    assert [ask(backend).status for _ in range(3)] == [200] * 2 + [429]
 
 
 def test_many_hands_get_no_more_than_five_codes(start_backend):

@@ -149,7 +149,9 @@ def test_who_is_not_allowed_gets_no_code(start_backend, scripto):
     for address in (BOSS, "BOSS@EXAMPLE.COM", GUEST):
         assert ask(backend, address).status == 200
     before = len(backend.mails())
-    for address in ("x@example.org", "x@sub.example.com", "x@notexample.com", "x@example.com.org"):
+    others = ("x@example.org", "x@sub.example.com", "x@notexample.com", "x@example.com.org",
+              "not" + GUEST, GUEST + ".net", "guest@sub.example.org")
+    for address in others:
         reply = ask(backend, address)
         assert reply.error == (403, "permission-denied")
         assert reply.value["error"]["nextAction"] == (
