@@ -98,6 +98,7 @@ class ScriptoError(Exception):
     the table's. headers: for HTTP. A code that is not in the table exits by HTTP status."""
 
     parts = ()  # of the reply, as `api` got it, for a person
+    unseen = False  # whether it is for want of a home, or of the right to look into it
 
     def __init__(self, code, message, next_action, http_status=None, headers=()):
         super().__init__(masked(message))
@@ -115,11 +116,6 @@ class ScriptoError(Exception):
     def reply(self):
         """For HTTP: (status, object, headers)."""
         return self.http_status, self.envelope(), self.headers
-
-
-class HomeUnseen(ScriptoError):
-    """failed-precondition: no home, or a file in it that this user may not see. Who is
-    given a key goes on."""
 
 
 def invalid(message, next_action, http_status=None):
@@ -530,7 +526,9 @@ def xdg_folder(ctx, variable, below_home, otherwise):
         pass
     if not os.path.isabs(home):
         hint = f"set {variable} to a folder of your own, or {otherwise}"
-        raise HomeUnseen("failed-precondition", "There is no home folder.", hint)
+        error = failed("There is no home folder.", hint)
+        error.unseen = True
+        raise error
     return os.path.join(home, below_home)
 
 
@@ -575,7 +573,7 @@ def patiently(kinds, seconds, work, *values, **more):
         time.sleep(0.02)
 
 
-HELD = (BlockingIOError, PermissionError, FileExistsError)
+HELD = (BlockingIOError, PermissionError)
 
 
 def take_lock(descriptor):
@@ -592,7 +590,23 @@ def take_lock(descriptor):
     return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def write_through(descriptor, content, spare=0):
+def wait_for_lock(descriptor):
+    """True with the lock, False where the file system has none. Raises TimeoutError."""
+    try:
+        patiently(HELD, LOCK_SECONDS, take_lock, descriptor)
+        return True
+    except HELD as error:
+        raise TimeoutError(errno.ETIMEDOUT, "another program is writing it") from error
+    except (OSError, ImportError):
+        return False
+
+
+def remove(path):
+    with contextlib.suppress(OSError):  # it is gone, or a folder, or not ours
+        os.unlink(path)
+
+
+def write_through(descriptor, content, spare):
     """To the disk, with so many bytes more for a moment: that there is room for them."""
     with open(descriptor, "wb") as file:
         file.write(content + b" " * spare)
@@ -601,129 +615,94 @@ def write_through(descriptor, content, spare=0):
         file.truncate(len(content))
 
 
-def make_folder(name, at):
-    """Makes it; False if it was there."""
-    try:
-        return os.mkdir(name, 0o700, dir_fd=at) is None
-    except FileExistsError:
-        return False
+def user_id():
+    """-1 on Windows, which has no such numbers."""
+    return os.geteuid() if hasattr(os, "geteuid") else -1
 
 
-def give(ctx, descriptor, owner):
-    try:
-        os.chown(descriptor, *owner)
-    except OSError:  # some roots may not, some file systems have no owners
-        warn(ctx, f"what is made here cannot be given to user {owner[0]}")
+def give(path):
+    """What root makes belongs to the owner of the folder it is in, so that nobody is locked out.
+    Nothing happens for another user, or where the system does not let root do so."""
+    with contextlib.suppress(OSError):
+        folder = os.stat(os.path.dirname(path))
+        if user_id() == 0 and folder.st_uid:
+            os.chown(path, folder.st_uid, folder.st_gid, follow_symlinks=False)
 
 
-def enter(ctx, folder, make):
-    """(the folder's descriptor, (uid, gid) of its owner) for root in somebody else's home; else
-    (None, ()). Root goes down step by step. From the first folder on that is not root's, no link is
-    followed, which could lead a write anywhere, and what is made is given to that owner."""
-    if not hasattr(os, "geteuid") or os.geteuid():
-        return None, ()
-    at, owner = os.open("/", os.O_RDONLY), ()
-    for part in os.path.normpath(folder).split("/")[1:]:
-        made, outer = owner and make and make_folder(part, at), at
-        try:
-            at = os.open(part, os.O_DIRECTORY | (os.O_NOFOLLOW if owner else 0), dir_fd=outer)
-        except FileNotFoundError:
-            if owner:
-                raise
-            return None, ()  # nobody's yet
-        finally:
-            os.close(outer)
-        status = os.stat(at)
-        owner = owner or (status.st_uid and (status.st_uid, status.st_gid))
-        if made:
-            give(ctx, at, owner)
-    if owner:
-        return at, owner
-    os.close(at)
-    return None, ()
+def make_folders(folder):
+    """Makes what is missing of it, with mode 0700. Raises OSError."""
+    outer = os.path.dirname(folder)
+    if outer != folder and not os.path.isdir(folder):
+        make_folders(outer)
+        with contextlib.suppress(FileExistsError):  # another program was faster
+            os.mkdir(folder, 0o700)
+            give(folder)
+
+
+def refuse_links(path):
+    """Raises failed-precondition for root, where a link on that path is not root's, or is in a
+    folder that is not: it could lead what root writes anywhere. Raises OSError."""
+    names, foreign = os.path.normpath(path).split(os.sep), False
+    for count in range(2, len(names) + 1 if user_id() == 0 else 0):
+        step = os.sep.join(names[:count])
+        if not os.path.lexists(step):
+            return
+        status = os.lstat(step)
+        foreign = foreign or status.st_uid != 0
+        if foreign and stat.S_ISLNK(status.st_mode):
+            hint = "run this as the owner of that folder, or put a folder in the link's place"
+            raise failed(f"{step} is a link of somebody else's, which root does not follow.", hint)
 
 
 class ProfileFile:
-    """Every failure is failed-precondition and names the path. A file is opened by its `name` from
-    the folder `at` (None: the current one); what is made is given to `owner` (empty: nobody)."""
+    """Every failure is failed-precondition and names the path."""
 
     def __init__(self, ctx):
-        home = xdg_folder(ctx, "XDG_CONFIG_HOME", ".config", "SCRIPTO_API_KEY, which needs no file")
+        otherwise = "SCRIPTO_API_KEY, which needs no file"
         self.ctx = ctx
-        self.home = home
-        self.folder = os.path.join(home, "scripto")
-        path = os.path.join(self.folder, "config.json")
-        self.shown = readable(path)
-        self.at = None
-        self.owner = ()
-        self.user = os.geteuid() if hasattr(os, "geteuid") else -1
-        try:
-            self.name = self.path = os.path.realpath(path)  # a link stays: its target is replaced
-        except OSError as error:  # it was removed meanwhile
-            raise self.trouble("cannot be read: " + error.strerror) from error
+        self.home = xdg_folder(ctx, "XDG_CONFIG_HOME", ".config", otherwise)
+        self.folder = os.path.join(self.home, "scripto")
+        self.shown = os.path.join(self.folder, "config.json")
+        self.path = os.path.realpath(self.shown)  # a link stays: its target is replaced
 
-    def trouble(self, what, hint=None, kind=ScriptoError):
+    def trouble(self, what, hint=None):
         move, paths = "move" if os.name == "nt" else "mv", (self.shown, self.shown + ".old")
         hint = hint or f"mend it, or move it away: {move} " + " ".join(map(shell_word, paths))
-        return kind("failed-precondition", f"The profile file {self.shown} {what}.", hint)
-
-    def enter(self, make):
-        if not self.owner:
-            self.at, self.owner = enter(self.ctx, self.folder, make)
-            self.name = "config.json" if self.owner else self.path
-
-    def make(self, name):
-        """The descriptor of a new file. Raises FileExistsError, for a link, too."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-        descriptor = os.open(name, flags, 0o600, dir_fd=self.at)
-        if self.owner:
-            give(self.ctx, descriptor, self.owner)
-        return descriptor
-
-    def open(self, name, flags):
-        flags |= NONBLOCK | (os.O_NOFOLLOW if self.owner else 0)
-        return patiently(BUSY, BUSY_SECONDS, os.open, name, flags, dir_fd=self.at)
-
-    def remove(self, name):
-        try:
-            os.unlink(name, dir_fd=self.at)
-        except OSError:
-            pass  # gone, or a folder: it is in nobody's way
+        return failed(f"The profile file {self.shown} {what}.", hint)
 
     def content(self):
-        """The file's bytes, b"{}" without a file."""
+        """The file's bytes, b"{}" without a file. Raises OSError."""
+        refuse_links(self.shown)
         try:
-            self.enter(make=False)
-            descriptor = self.open(self.name, os.O_RDONLY)
+            flags = os.O_RDONLY | NONBLOCK
+            descriptor = patiently(BUSY, BUSY_SECONDS, os.open, self.path, flags)
         except FileNotFoundError:
             return b"{}"
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise self.trouble("is not a regular file")
-            if status.st_uid not in (0, self.user, *self.owner[:1]):  # it might name a thief's URL
+            if user_id() and status.st_uid not in (0, user_id()):  # it might name a thief's URL
                 raise self.trouble(f"belongs to user {status.st_uid}, who is not trusted")
             if status.st_mode & 0o077 and os.name == "posix":
                 warn(self.ctx, f"others have access to {self.shown}, until the next write")
             return file.read(PROFILE_BYTES + 1)
 
     def read(self):
-        """The file's object, unknown members and all, "profiles" always there. Numbers come as
-        text, so that none loses digits when it is written again."""
+        """The file's object, with unknown members; "profiles" is always there."""
         import json  # lazy
 
         try:
             content = self.content()
-            number = NUMBER.__add__
             content = content.decode("utf-8-sig") if len(content) <= PROFILE_BYTES else ""
-            state = json.loads(content, parse_int=number, parse_float=number)
+            state = json.loads(content)
             profiles, active = state.setdefault("profiles", {}), state.get("activeProfile")
             sound = all(isinstance(each, dict) for each in [profiles, *profiles.values()])
             sound = sound and (active is None or text_of(state, "activeProfile"))
         except OSError as error:
-            unseen = isinstance(error, (PermissionError, NotADirectoryError))
-            kind = HomeUnseen if unseen else ScriptoError
-            raise self.trouble("cannot be read: " + error.strerror, kind=kind) from error
+            trouble = self.trouble("cannot be read: " + error.strerror)
+            trouble.unseen = isinstance(error, (PermissionError, NotADirectoryError))
+            raise trouble from error
         except (ValueError, RecursionError, AttributeError):  # no object where one has to be
             sound = False
         if not sound:
@@ -731,91 +710,71 @@ class ProfileFile:
         return state
 
     def prepare(self):
-        """Makes the folder, if there is a home for it, and sees that it is private."""
+        """Makes the folder, if there is a home for it, and sees that it is private. Raises
+        OSError."""
         home, folder = os.path.dirname(self.home), os.path.dirname(self.path)
         if self.home != self.ctx.env.get("XDG_CONFIG_HOME") and not os.path.isdir(home):
-            raise OSError(errno.ENOENT, "there is no folder " + readable(home))
-        self.enter(make=True)
-        if not self.owner:
-            os.makedirs(folder, exist_ok=True)
-        place = self.at if self.owner else folder
-        if folder == self.folder and os.stat(place).st_mode & 0o077:
+            raise OSError(errno.ENOENT, "there is no folder " + home)
+        for path in (self.shown, self.path + ".lock"):
+            refuse_links(path)
+        make_folders(folder)
+        if folder == self.folder and os.stat(folder).st_mode & 0o077:
             try:
-                os.chmod(place, 0o700)  # ours by its name; what a link leads to is not
+                os.chmod(folder, 0o700)  # ours by its name; what a link leads to is not
             except OSError:
-                warn(self.ctx, "others have access to the folder " + readable(folder))
+                warn(self.ctx, "others have access to the folder " + folder)
 
-    def lock(self):
-        """(the descriptor that holds it, a file to remove). It dies with its holder, except where
-        there are no locks: a file that only one can make has to do. Raises TimeoutError."""
-        name, held = self.name + ".lock", self.name + ".held"
+    @contextlib.contextmanager
+    def locked(self):
+        """Holds the lock, which dies with its holder, and yields the path for the new content.
+        Where there are no locks that path is this writer's alone. Raises OSError."""
+        path = self.path + ".lock"
+        descriptor = patiently(BUSY, BUSY_SECONDS, os.open, path, os.O_RDWR | os.O_CREAT, 0o600)
+        give(path)
         try:
-            descriptor = self.make(name)
-        except FileExistsError:
-            descriptor = self.open(name, os.O_RDWR)
-        try:
-            patiently(HELD, LOCK_SECONDS, take_lock, descriptor)
-            return descriptor, None
-        except HELD:
+            own = "" if wait_for_lock(descriptor) else "." + os.urandom(4).hex()
+            yield f"{self.path}{own}.tmp"
+        finally:
             os.close(descriptor)
-            left = ""
-        except (OSError, ImportError):
-            os.close(descriptor)
-            try:
-                return patiently(FileExistsError, LOCK_SECONDS, self.make, held), held
-            except FileExistsError:
-                left = f", or died and left {held}"
-        raise TimeoutError(errno.ETIMEDOUT, "another program is writing it" + left)
 
-    def replace(self, content, spare):
-        """By a name of its own each time, since locks may fail; what the dead have left goes."""
-        folder, base = os.path.split(self.name)
-        for name in os.listdir(folder or self.at):
-            if name.startswith(base + ".") and name.endswith("tmp"):
-                self.remove(os.path.join(folder, name))
-        beside = f"{self.name}.{os.urandom(4).hex()}.tmp"
+    def replace(self, beside, content, spare):
+        """Writes the content to the path `beside` and renames that. Raises OSError."""
+        remove(beside)  # a writer that died left it
         try:
-            write_through(self.make(beside), content, spare)
-            patiently(BUSY, BUSY_SECONDS, os.replace, beside, self.name,
-                      src_dir_fd=self.at, dst_dir_fd=self.at)
-        except OSError as error:
-            mounted = error.errno == errno.EBUSY
-            if mounted:  # as a single file is in a container: in place, a copy kept beside it
-                write_through(self.open(self.name, os.O_WRONLY), content)
-            self.remove(beside)
-            if not mounted:
-                raise
-        try:  # the rename has to reach the disk too; Windows opens no folders
-            descriptor = os.open(folder or ".", os.O_RDONLY, dir_fd=self.at)
+            descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            give(beside)
+            write_through(descriptor, content, spare)
+            patiently(BUSY, BUSY_SECONDS, os.replace, beside, self.path)
+        except OSError:
+            remove(beside)
+            raise
+        with contextlib.suppress(OSError):  # no rename is lost; Windows opens no folders
+            descriptor = os.open(os.path.dirname(self.path), os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-        except OSError:
-            pass  # as on some network file systems: it is done all the same
 
     def change(self, work, *values, spare=0):
         """Replaces the file after work(state, *values) under the lock, and returns the state; if
         that raises, nothing changes."""
-        lock = held = None
+        import json  # lazy
+
         try:
             self.prepare()
-            lock, held = self.lock()
-            state = self.read()
-            work(state, *values)
-            content = (json_text(state, indent=2, allow_nan=False) + "\n").encode("ascii")
-            if len(content) > PROFILE_BYTES:
-                raise ValueError
-            self.replace(content, spare)
+            with self.locked() as beside:
+                state = self.read()
+                work(state, *values)
+                content = (json.dumps(state, indent=2, allow_nan=False) + "\n").encode("ascii")
+                if len(content) > PROFILE_BYTES:
+                    raise ValueError
+                self.replace(beside, content, spare)
             return state
         except (RecursionError, ValueError):
             raise self.trouble("is too large or nested too deeply, or has a number that is none")
         except OSError as error:
             hint = "make that possible, or set XDG_CONFIG_HOME or SCRIPTO_API_KEY instead"
+            if error.errno == errno.EBUSY:  # a single file that is mounted into a container
+                hint = "mount its folder instead of the file, or use SCRIPTO_API_KEY"
             raise self.trouble("cannot be written: " + error.strerror, hint) from error
-        finally:
-            if lock is not None:
-                os.close(lock)
-            if held:
-                self.remove(held)
 
     def rehearse(self):
         """Writes the file as it is, where there is room for more: what can fail fails here."""
@@ -926,8 +885,8 @@ def profile_in_force(ctx, named, needed):
     """(name, profile), (None, {}) for none. A file that cannot be come by is an error if needed."""
     try:
         state = ProfileFile(ctx).read()
-    except HomeUnseen:
-        if needed:
+    except ScriptoError as error:
+        if needed or not error.unseen:
             raise
         return None, {}
     name = named if named is not None else state.get("activeProfile")
@@ -1824,8 +1783,8 @@ def cmd_config_show(ctx, args):
     try:
         file = ProfileFile(ctx)
         shown, state = file.shown, file.read()
-    except HomeUnseen:
-        if not key_is_given(ctx, args):
+    except ScriptoError as error:
+        if not error.unseen or not key_is_given(ctx, args):
             raise
     warn_of_environment(ctx)
     if args.profile is not None:
@@ -2310,7 +2269,7 @@ class Store:
         # No `:memory:`, which would be lost at the end.
         self.path = path = os.path.abspath(path or os.path.join(home, "scripto", "scripto.db"))
         try:
-            self.make(ctx, home, serving)
+            self.make(home, serving)
             self.file = os.stat(path)
             self.db = self.connect(WRITE_SECONDS, "FULL")
             self.write(self.migrate, serving)
@@ -2330,19 +2289,16 @@ class Store:
         if serving:
             self.tidying.start()
 
-    def make(self, ctx, home, serving):
+    def make(self, home, serving):
         """By us, so that it is 0600 before SQLite writes; its side files follow suit."""
-        folder, name = os.path.split(self.path)
-        at, owner = enter(ctx, folder, serving) if home else (None, ())
-        if home and serving and not owner:
-            os.makedirs(folder, exist_ok=True)
+        if home:
+            refuse_links(self.path)
+        if home and serving:
+            make_folders(os.path.dirname(self.path))
         flags = os.O_RDWR | NONBLOCK | (os.O_CREAT if serving else 0)
-        if not owner:
-            return os.close(os.open(self.path, flags, 0o600))
-        descriptor = os.open(name, flags | os.O_NOFOLLOW, 0o600, dir_fd=at)
-        give(ctx, descriptor, owner)
-        os.close(descriptor)
-        os.close(at)
+        os.close(os.open(self.path, flags, 0o600))
+        if home and serving:
+            give(self.path)
 
     def trouble(self, what, hint):
         return failed(f"The database {self.path} {what}.", hint)

