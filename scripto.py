@@ -88,9 +88,8 @@ NEXT_GUIDE = "see GET /llms.txt"
 
 
 def masked(text):
-    """Without keys; of a path with a folder that is named like one, only that name is hidden."""
-    form = f"(?<!/){KEY_PREFIX}[!-~]{{7,}}[0-9A-Za-z_-]|{KEY_PREFIX}[!-&(-.0-~]{{8,}}"
-    return re.sub(form, MASKED_KEY, text)
+    """Without keys. Only one name of a path is hidden, where it looks like a key."""
+    return re.sub(KEY_PREFIX + "[!-&(-.0-~]{8,}", MASKED_KEY, text)
 
 
 class ScriptoError(Exception):
@@ -387,16 +386,8 @@ def next_bytes(ctx):
 # Who checks raises invalid-argument, and returns the value if it is made plainer.
 
 
-def readable(text):
-    """As typed: in an ASCII locale Python 3.6 makes lone surrogates of UTF-8."""
-    try:
-        return text if text.isprintable() else os.fsencode(text).decode("utf-8", "replace")
-    except UnicodeEncodeError:  # not from the command line: a check will refuse it
-        return text
-
-
 def misfit(text, what, hint):
-    return invalid(f"'{readable(text)[:200]}' is not {what}.", hint)
+    return invalid(f"'{text[:200]}' is not {what}.", hint)
 
 
 def is_email(text):
@@ -410,7 +401,6 @@ def is_email(text):
 
 
 def check_email(text, command):
-    text = readable(text or "")
     if not text:
         raise invalid("The email is missing.", NEXT_EMAIL + command)
     if not is_email(text):
@@ -447,7 +437,6 @@ def check_profile_name(text):
 
 
 def check_key_name(text):
-    text = readable(text)
     if len(text) > 100 or not text.isprintable():
         raise invalid("A key's name has at most 100 printable characters.", "pass another --name")
     return text
@@ -501,7 +490,7 @@ def check_base_url(ctx, text, source, kind=invalid):
     scheme, host, port, path = match.groups("") if match else ("", "", "", "")
     bad = not match or not 0 < int(port[1:] or 1) < 65536
     if bad or (host[0] == "[" and not ipv6_bytes(host[1:-1])):
-        shown = without_password(readable(text))[:200]
+        shown = without_password(text)[:200]
         hint = "pass one like https://host[:port][/path], with no user in it, to --api-url"
         raise kind(f"From {source}: '{shown}' is not a base URL.", hint)
     scheme, host = scheme.lower(), host.lower()
@@ -1322,7 +1311,7 @@ def log_in(ctx, box, user, host):
     except (OSError, TypeError, ValueError, netrc.NetrcParseError):
         pass  # there is none, or others can read it
     if not token and not password:
-        raise invalid(f"There is no password for {readable(user)} at {host}.", NEXT_PASSWORD)
+        raise invalid(f"There is no password for {user} at {host}.", NEXT_PASSWORD)
     kind, reply = "PLAIN", f"\0{user}\0{password}"
     if token:
         kind, reply = "XOAUTH2", f"user={user}\1auth=Bearer {token}\1\1"
@@ -1545,7 +1534,7 @@ def warn_of_environment(ctx, name=None):
     if ctx.env.get("SCRIPTO_API_KEY"):
         warn(ctx, "SCRIPTO_API_KEY is set and overrides the key of every profile")
     if ctx.env.get("SCRIPTO_PROFILE", "") not in ("", name):
-        other = readable(ctx.env["SCRIPTO_PROFILE"])
+        other = ctx.env["SCRIPTO_PROFILE"]
         warn(ctx, f"SCRIPTO_PROFILE is set: profile {other} is in force, whichever is active")
 
 
@@ -1828,7 +1817,7 @@ def cmd_config_clear(ctx, args):
 
 
 def not_run(command, why):
-    text = f"'{readable(command[0])}' cannot be run: {why}."
+    text = f"'{command[0]}' cannot be run: {why}."
     return invalid(text, "look at the command behind --")
 
 
@@ -1879,8 +1868,8 @@ def request_of(args):
 
     path, headers, body = check_path(args.path), {}, None
     if args.q:
-        pairs = [readable(text).partition("=")[::2] for text in args.q]
-        path += ("&" if "?" in path else "?") + urlencode(pairs)
+        pairs = [text.partition("=")[::2] for text in args.q]
+        path += ("&" if "?" in path else "?") + urlencode(pairs, errors="surrogateescape")
     if args.d is not None:
         body = read_body(args.d)
     for name, value in map(check_header, args.H or ()):  # given again, it is a list (RFC 9110, 5.3)
@@ -2557,7 +2546,7 @@ def check_address(text, flag):
     """In a rule the name may be missing; a `*` would match nobody."""
     name = "x" if flag == "--allow" and text[:1] == "@" else ""
     if not is_email(name + text) or (flag == "--allow" and "*" in text):
-        raise invalid(f"'{readable(text)[:80]}' is no address.", f"pass another {flag}")
+        raise invalid(f"'{text[:80]}' is no address.", f"pass another {flag}")
     return text
 
 
@@ -3191,7 +3180,7 @@ def cmd_users(ctx, args):
 
 
 def cmd_users_remove(ctx, args):
-    email = readable(args.email).lower()
+    email = args.email.lower()
     store = Store(ctx, args.db, serving=False)
     confirm(ctx, args, f"Remove {email}, with every key?", "users remove" + flags_of(args, "--db"))
     known = store.write(store.delete_user, email)
@@ -3306,7 +3295,7 @@ def examine_profiles(found, ctx):
         nearest = os.path.dirname(nearest)
     if not os.access(nearest, os.W_OK):
         hint = "set XDG_CONFIG_HOME to a folder of your own"
-        found.add("folder", f"{readable(nearest)} cannot be written", hint)
+        found.add("folder", f"{nearest} cannot be written", hint)
 
 
 def examine_tls(found):
@@ -3615,7 +3604,7 @@ def overview(prefix=""):
 
 def unknown(kind, word, known, hint):
     """The refusal names what is most like the word, if anything is. known: {word: its meaning}."""
-    word = readable(word).partition("=")[0]  # behind it may be a secret
+    word = word.partition("=")[0]  # behind it may be a secret
     try:
         import difflib  # lazy
 

@@ -208,15 +208,6 @@ def test_a_command(scripto, backend):
     assert signed_in(login(scripto, backend, "cmd:" + script).data, backend)
 
 
-def test_a_command_in_an_ascii_locale(scripto, backend):
-    """It gets the email's bytes: an error there would come after the code was sent."""
-    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    script = 'cmd:test "$SCRIPTO_EMAIL" = "dü@example.com" && cat %s/new/*' % backend.maildir
-    words = ["auth", "login", "--email", "dü@example.com", "--code-from", script, "--json"]
-    run = scripto.run(*words, env=dict(env, SCRIPTO_API_BASE_URL=backend.url))
-    assert run.data["email"] == "dü@example.com"
-
-
 def test_standard_input(scripto, backend):
     process = start_login(scripto, backend, "-")
     (code,) = wait_until(lambda: re.findall(r"Subject: (\d{6})", "".join(backend.mails())))

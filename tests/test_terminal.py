@@ -323,15 +323,6 @@ def test_marks_are_themselves_where_the_encoding_has_them(scripto):
     assert scripto.run("use", "nobody").err.startswith("✗ ")
 
 
-def test_a_key_keeps_its_non_ascii_name_in_any_locale(scripto, backend):
-    scripto.env.pop("PYTHONIOENCODING")
-    scripto.env.update({k: v for k, v in LOCALES["POSIX"][0].items() if v})
-    scripto.sign_in(backend, "you@example.com", "--name", "Zoës Rechner ☃")
-    key = scripto.run("auth", "token").out.strip()
-    keys = backend.request("GET", "/api/keys", key=key)[2]["data"]["keys"]
-    assert [each["name"] for each in keys] == ["Zoës Rechner ☃"]
-
-
 @pytest.mark.parametrize("name", ["C", "POSIX", "cp1252"])
 def test_non_ascii_file_content_survives_any_locale(scripto, name):
     env = LOCALES[name][0]
@@ -351,7 +342,6 @@ def test_non_ascii_file_content_survives_any_locale(scripto, name):
 def test_bytes_that_are_no_text_are_refused(scripto, words):
     run = scripto.run(*words, "--json", env=LOCALES["POSIX"][0])
     assert run.status == 2 and run.out_bytes.isascii()
-    run.error["message"].encode("utf-8")  # no lone surrogates, which not all JSON readers take
 
 
 @pytest.mark.parametrize("name", ["C", "POSIX"])
