@@ -23,7 +23,7 @@ import re
 import stat
 import time
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # ---- Constants ------------------------
 
