@@ -4,7 +4,7 @@
 One file, standard library only, Python 3.6 or newer; `scripto serve` makes it its own backend.
 Each section stands above those that use it, so the story starts at the bottom, in main():
 Constants, Errors, Terminal, Door, Profiles, Resolution, HTTP client, Mailbox, Account, Scripts,
-Guide; the backend's Mail, Store, Routes, Server and Operator; Doctor; Completion; Command line.
+Guide; the backend's Mail, Store, Log, Routes, Server and Operator; Doctor; Completion; Command line.
 
 Imports marked `lazy` would cost most commands more time than all their work.
 """
@@ -64,7 +64,7 @@ CONNECTIONS = 192  # open at once: macOS gives a program 256 descriptors, for ma
 
 # ---- Errors ---------------------------
 # One type, raised anywhere, turned into output at two edges: status_of() and, for the
-# backend, RequestHandler.handle().
+# backend, handle().
 
 ERRORS = {  # code: (HTTP status, exit status)
     "invalid-argument": (400, 2),
@@ -2526,6 +2526,56 @@ class Store:
         return self.run("SELECT changes()") == [(1,)]
 
 
+# ---- Log ------------------------------
+# The backend's log, on standard error. One thread writes it, so that no request waits for whoever
+# reads it, or does not.
+
+LOG_LINES = 1000  # that may wait to be written
+
+
+class Log:
+    def __init__(self, ctx):
+        import queue  # lazy
+        import threading
+
+        self.ctx, self.lines = ctx, queue.Queue(LOG_LINES)
+        self.dropped, self.guard = 0, threading.Lock()
+        self.thread = threading.Thread(target=self.write, daemon=True)
+
+    def put(self, text):
+        """A line more. Where too many wait already it is dropped, and counted."""
+        import queue  # lazy
+
+        try:
+            self.lines.put_nowait(f"{timestamp(time.time())} {text}")
+        except queue.Full:
+            with self.guard:
+                self.dropped += 1
+
+    def write(self):
+        """Until close() says None. A line that cannot be written is lost."""
+        line = ""
+        while line is not None:
+            line = self.lines.get()
+            with self.guard:
+                dropped, self.dropped = self.dropped, 0
+            lines = [f"{dropped} lines of the log were dropped"] if dropped else []
+            try:
+                emit_lines(self.ctx, self.ctx.stderr, lines + [line] * bool(line))
+            except (OSError, ValueError):  # standard error is closed
+                pass
+
+    def close(self):
+        """What waits is written, if somebody takes it within a second."""
+        import queue  # lazy
+
+        try:
+            self.lines.put(None, timeout=1)
+            self.thread.join(1)
+        except queue.Full:
+            pass
+
+
 # ---- Routes ---------------------------
 # What the backend answers. A route takes the backend and a request and returns (status, object or
 # bytes, headers), or raises ScriptoError. It knows neither sockets nor SQL.
@@ -2560,7 +2610,7 @@ class Backend:
         self.args = args
         self.host = args.host or "127.0.0.1"
         self.recent = {}
-        self.dropped = 0
+        self.journal = Log(ctx)
         self.guard, self.mails = threading.Lock(), threading.BoundedSemaphore(MAILS)
         self.rate_limit = check_number(args.rate_limit or "60", "--rate-limit", 10**9)
         self.rules = {check_address(rule.lower(), "--allow") for rule in args.allow or ()}
@@ -2574,12 +2624,7 @@ class Backend:
         self.deliver = delivery_for(ctx, args.mail or "console", self.host, self.sender)
 
     def log(self, text):
-        """Who does not read it stops nothing: what nobody takes is dropped, and counted."""
-        lines = [f"{timestamp(time.time())} {text}"]
-        with self.guard:
-            if self.dropped:
-                lines.insert(0, f"{self.dropped} lines of the log were dropped")
-            self.dropped = 0 if say(self.ctx, *lines) else self.dropped + 1
+        self.journal.put(text)
 
     def count(self, client):
         """Raises resource-exhausted for one that asks too often in a sliding minute."""
@@ -2612,7 +2657,7 @@ class Backend:
 
     def user_of(self, request):
         """The bearer (RFC 6750). Raises unauthenticated."""
-        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
         user = self.store.user_of(key.strip()) if scheme.lower() == "bearer" else None
         if user is None or not self.allows(user[1]):
             raise ScriptoError("unauthenticated", "The key is missing or not valid.", NEXT_SIGN_IN,
@@ -2743,10 +2788,13 @@ def reply_to(backend, request):
 
 
 # ---- Server ---------------------------
-# Sockets, threads and time-outs. Two halves of classes whose other halves are the standard
-# library's; server_for() joins them, where those are imported.
+# From a socket to a request, and from a reply to the socket. A request goes: Server (accepts, makes
+# room), Connection (a thread, its deadlines), Request (the grammar of a head), handle() (the edge),
+# and from there to its route and the Store. No other section knows sockets.
 
 FOREVER = float("inf")
+BACKLOG = 128  # connections that the system keeps until they are accepted
+LINGER_SECONDS = 2  # for a client to hear a refusal, while it is still sending
 
 
 def server_tls(args):
@@ -2763,302 +2811,400 @@ def server_tls(args):
     return context
 
 
-class Connections:
-    """Half of the server. Each connection has a thread; in `deadlines` is when it is cut off, if
-    its request is not read, or the reply not taken, by then: never while a route works."""
+class Request:
+    """What a route gets: method, path (without its query), headers (names in lower case; values of
+    repeated fields joined by ", "), body and address(). A route may set `note` for the log."""
 
-    daemon_threads = True
-    allow_reuse_address = os.name == "posix"  # on Windows it would share the port
-    request_queue_size = 128
-    timeout = 0.1  # for which handle_request() waits for a connection
+    method, path, body, note = "-", "", b"", ""
+    length, keep = 0, False  # of the body; whether the connection stays for the next request
 
-    def start(self, backend, tls):
-        """Sets `url`, by which this machine comes to it, and what the backend is for others."""
+    def __init__(self, peer, behind_proxy):
+        self.peer, self.behind_proxy, self.headers = peer, behind_proxy, {}
+
+    def parse(self, head):
+        """Takes bytes up to and with the empty line. Raises invalid-argument for all that a proxy
+        in front may read in another way (request smuggling; RFC 9112, 2.2, 3.2, 5 and 6.3)."""
+        form = (r"([!-~]+) ([!-~]+) HTTP/1\.([01])\r\n"
+                r"((?:[!#-'*+.^`|~0-9A-Z_a-z-]+:[\t -~\x80-\xff]*\r\n)*)\r\n\Z")
+        match = re.match(form, head.decode("latin-1"))
+        if not match:
+            raise invalid("The request is not valid HTTP/1.1.", NEXT_GUIDE)
+        self.method, target, minor, block = match.groups()
+        self.path = re.sub("(?i)^https?://[^/?]*", "", target).partition("?")[0]
+        fields = block.split("\r\n")[:-1]
+        if len(fields) > HEAD_FIELDS:
+            raise invalid("The header has too many fields.", NEXT_GUIDE, 431)
+        headers = self.headers
+        for field in fields:
+            name, _, value = field.partition(":")
+            name, value = name.lower(), value.strip(" \t")
+            headers[name] = headers[name] + ", " + value if name in headers else value
+        self.check(minor == "1")
+
+    def check(self, persistent):
+        """Two hosts, or two lengths, are one value with a comma in it here, and no good one."""
+        headers = self.headers
+        if "transfer-encoding" in headers:
+            raise invalid("A body has to come with its length, not in chunks.", NEXT_GUIDE, 501)
+        length, host = headers.get("content-length", "0"), headers.get("host", "")
+        plain = re.match(r"[0-9]{1,9}\Z", length)
+        if not plain or "," in host or (persistent and "host" not in headers):
+            raise invalid("The header is malformed.", NEXT_GUIDE)
+        self.length = int(length)
+        if self.length > BODY_BYTES:
+            raise invalid(f"The body is larger than {BODY_BYTES} bytes.", NEXT_GUIDE, 413)
+        self.keep = persistent and "close" not in headers.get("connection", "").lower()
+
+    def address(self):
+        """The client's: as the nearest proxy saw it, without a port, if there is said to be one."""
+        match = None
+        if self.behind_proxy:
+            last = self.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+            match = re.match(r"([0-9.]+):\d+\Z|\[?([0-9A-Fa-f.:]{2,45})(?:\](?::\d+)?)?\Z", last)
+        return match.group(1) or match.group(2) if match else self.peer
+
+
+def handle(backend, request, refusal):
+    """The reply to a request, or to what was refused of it: (status, object or bytes, headers), and
+    a line for the log. The one edge: what is raised below becomes a reply here."""
+    note = ""
+    try:
+        if refusal:
+            raise refusal
+        reply = reply_to(backend, request)
+    except ScriptoError as error:
+        reply, note = error.reply(), getattr(error, "note", "")
+    except Exception as error:
+        status = 503 if request.path == "/healthz" else 500
+        reply = ScriptoError("internal", "The backend failed.", NEXT_RETRY, status).reply()
+        note = "fault: " + bug(error)
+    method = request.method if re.match(r"[A-Z]{3,7}\Z", request.method) else "-"
+    words = [request.address(), method, pattern_of(request.path) or "-", str(reply[0])]
+    return reply, " ".join(words + [each.strip() for each in (request.note, note) if each])
+
+
+def reply_bytes(request, status, body, headers):
+    """The reply in one piece, so that it is one packet if it fits."""
+    import http  # lazy
+    import json
+
+    kind = "text/plain; charset=utf-8"
+    if isinstance(body, dict):
+        kind, body = "application/json", json.dumps(body).encode("ascii")
+    lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    if not request.keep:
+        lines.append("Connection: close")
+    now = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())  # RFC 9110, 5.6.7
+    lines += [f"Content-Type: {kind}", f"Content-Length: {len(body)}", "Cache-Control: no-store",
+              f"Date: {now}", "", ""]
+    return "\r\n".join(lines).encode("latin-1") + (b"" if request.method == "HEAD" else body)
+
+
+class Connection:
+    """One client, with a thread of its own. `until` is when it is too late for what is under way:
+    to send a request, or to take a reply. While a route works there is no such time."""
+
+    def __init__(self, server, plain, peer):
+        import threading  # lazy
+
+        self.server, self.socket, self.peer, self.client = server, plain, peer, client_of(peer)
+        self.data = b""  # what has arrived, and is in no request yet
+        self.until = time.monotonic() + READ_SECONDS
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    def run(self):
+        import socket  # lazy
+
+        try:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.server.tls:  # the handshake comes with the first recv()
+                self.socket = self.server.tls.wrap_socket(self.socket, True, False)
+            while self.serve_one():
+                pass
+            self.linger()
+        except OSError:
+            pass  # the client has gone, was too slow, or had to make room
+        except Exception as error:
+            self.server.backend.log("fault in a connection: " + bug(error))
+        finally:
+            self.server.leave(self)
+
+    def serve_one(self):
+        """One request and its reply. False: it was the last one."""
+        backend = self.server.backend
+        request = Request(self.peer, backend.args.behind_proxy)
+        refusal = self.read(request)
+        self.expect(FOREVER)
+        reply, line = handle(backend, request, refusal)
+        try:
+            # What is sent after a signal has a second; else this is for the next request, too.
+            self.expect(1 if self.server.stopping else READ_SECONDS)
+            request.keep = request.keep and not self.server.stopping
+            self.send(reply_bytes(request, *reply))
+        finally:
+            backend.log(line)
+        return request.keep
+
+    def read(self, request):
+        """Returns None, or the refusal (as an error) of what is no good request: nobody knows where
+        the next one would start, so it is the last one. Raises OSError if no request comes."""
+        try:
+            request.parse(self.read_head())
+        except ScriptoError as error:
+            return error
+        if request.length > len(self.data):
+            if request.headers.get("expect", "").lower() == "100-continue":
+                self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            while len(self.data) < request.length:
+                self.receive()
+        request.body, self.data = self.data[: request.length], self.data[request.length :]
+        return None
+
+    def read_head(self):
+        """Its end is found also where line feeds stand alone, which parse() then refuses."""
+        end, size = None, 0
+        while not end:
+            end = re.compile(b"\n\r?\n").search(self.data, max(size - 2, 0))
+            size = end.end() if end else len(self.data)
+            if size > HEAD_BYTES:
+                raise invalid(f"The header is larger than {HEAD_BYTES} bytes.", NEXT_GUIDE, 431)
+            if not end:
+                self.receive()
+        head, self.data = self.data[:size], self.data[size:]
+        return head
+
+    def expect(self, seconds):
+        """Gives what is under way so many seconds. Raises OSError if this one had to make room."""
+        if not self.server.keeps(self, time.monotonic() + seconds):
+            raise ConnectionError
+
+    def in_time(self):
+        """The socket, with what is left of the time for one call. Zero would mean not to wait."""
+        self.socket.settimeout(max(self.until - time.monotonic(), 0.001))
+        return self.socket
+
+    def receive(self):
+        """Adds what comes to `data`. Raises OSError at the end, and when it is too late."""
+        part = self.in_time().recv(BODY_BYTES)
+        if not part:
+            raise ConnectionError
+        self.data += part
+
+    def send(self, data):
+        data = memoryview(data)
+        while data:
+            data = data[self.in_time().send(data) :]
+
+    def shut(self, how):
+        """By the plain socket's shutdown(): TLS would want to talk about it."""
+        import socket  # lazy
+
+        try:
+            socket.socket.shutdown(self.socket, getattr(socket, how))
+        except OSError:
+            pass  # it has gone already
+
+    def linger(self):
+        """To close on unread bytes resets the connection, and the reply is lost (RFC 9112, 9.6)."""
+        self.shut("SHUT_WR")
+        self.expect(LINGER_SECONDS)
+        while True:
+            self.receive()
+            self.data = b""
+
+
+class Server:
+    """Listens, and gives each connection its thread. In `open` are all that have a place: CONNECTIONS
+    at most. `url` is by which this machine comes to it."""
+
+    def __init__(self, backend, port, tls):
+        """Raises OSError or UnicodeError where it cannot listen."""
         import socket  # lazy
         import threading
 
-        self.backend = backend
-        self.tls = tls
-        self.stopping = False
-        self.deadlines, self.clients, self.guard = {}, {}, threading.Lock()
-        host, (address, port) = backend.host, self.server_address[:2]
-        form = f"{'https' if tls else 'http'}://%s:{port}"
-        self.url = public = form % (f"[{host}]" if ":" in host else host)
-        if address in ("0.0.0.0", "::"):  # which nobody can come to
-            public = form % socket.gethostname().lower().encode("idna").decode()
-        backend.public_url = backend.public_url or public
-        backend.source = own_source(backend.public_url)
-
-    def get_request(self):
+        self.backend, self.tls, self.stopping = backend, tls, False
+        self.open, self.guard = set(), threading.Lock()
+        host = backend.host
+        self.listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         try:
-            connection, address = super().get_request()
-        except OSError:  # out of descriptors, most likely
-            self.make_room()
-            time.sleep(0.05)
+            if os.name == "posix":  # on Windows it would share the port
+                self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.listener.bind((host, port))
+            self.listener.listen(BACKLOG)
+        except BaseException:
+            self.listener.close()
             raise
-        if self.tls:  # the handshake comes with the first read, in the connection's own thread
-            connection = self.tls.wrap_socket(connection, True, do_handshake_on_connect=False)
-        return connection, address
+        host = f"[{host}]" if ":" in host else host
+        port = self.listener.getsockname()[1]
+        self.url = f"{'https' if tls else 'http'}://{host}:{port}"
+        self.thread = threading.Thread(target=self.run, daemon=True)
 
-    def process_request(self, connection, address):
-        if len(self.deadlines) >= CONNECTIONS:
-            self.make_room()
-        if len(self.deadlines) >= CONNECTIONS:
-            return super().shutdown_request(connection)
-        self.clients[connection] = client_of(address[0])
-        self.deadlines[connection] = time.monotonic() + READ_SECONDS
-        super().process_request(connection, address)
-
-    def expect(self, connection, seconds):
-        """Gives the next step so many seconds. False: it has been cut off."""
-        with self.guard:
-            if connection in self.deadlines:
-                self.deadlines[connection] = time.monotonic() + seconds
-            return connection in self.deadlines
-
-    def cut(self, connections):
-        """Their threads find them closed. By the plain socket's shutdown(): TLS would want to talk
-        about it."""
-        import socket  # lazy
-
-        for connection in connections:
-            del self.deadlines[connection]
-            try:
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
-            except OSError:
-                pass  # gone already
-
-    def make_room(self):
-        """Who holds most of the connections loses the one that is due first."""
-        with self.guard:
-            held = collections.Counter(map(self.clients.get, self.deadlines))
-            idle = [each for each, until in self.deadlines.items() if until < FOREVER]
-            idle.sort(key=lambda each: (-held[self.clients[each]], self.deadlines[each]))
-            self.cut(idle[:1])
+    def run(self):
+        """Accepts until it is to end, and then all that the system has kept for it."""
+        self.listener.settimeout(0.1)
+        while not self.stopping:
+            self.accept()
+        self.listener.settimeout(0)
+        for _ in range(BACKLOG):
+            self.accept()
+        self.listener.close()
 
     def accept(self):
-        """One connection, if one comes soon. Who is late, silent or dribbling is cut off."""
-        self.handle_request()
-        self.cut_late()
+        """One connection, if one comes soon."""
+        import socket  # lazy
 
-    def cut_late(self):
-        now = time.monotonic()
+        try:
+            plain, address = self.listener.accept()
+        except (socket.timeout, BlockingIOError):
+            return
+        except (OSError, MemoryError):  # out of descriptors, most likely
+            self.make_room()
+            time.sleep(0.05)
+            return
+        connection = Connection(self, plain, address[0])
+        while len(self.open) >= CONNECTIONS or not self.start(connection):
+            if not self.make_room():  # all of them work
+                return plain.close()
+
+    def start(self, connection):
+        """False if no thread can be had; by the next try one that made room has ended."""
         with self.guard:
-            self.cut([each for each, until in self.deadlines.items() if until < now])
+            self.open.add(connection)
+        try:
+            connection.thread.start()
+            return True
+        except (RuntimeError, MemoryError):
+            with self.guard:
+                self.open.discard(connection)
+            time.sleep(0.05)
+            return False
 
-    def shutdown_request(self, connection):
+    def keeps(self, connection, until):
         with self.guard:
-            self.deadlines.pop(connection, None)
-            self.clients.pop(connection, None)
-        super().shutdown_request(connection)
+            connection.until = until
+            return connection in self.open
 
-    def handle_error(self, connection, address):
-        kind = sys.exc_info()[0]
-        if not issubclass(kind, OSError):  # which is a client that went away
-            self.backend.log("fault in a connection: " + kind.__name__)
+    def make_room(self):
+        """Of those that do not work, who holds most loses the one that is due first. False: all
+        work."""
+        with self.guard:
+            held = collections.Counter(each.client for each in self.open)
+            idle = [each for each in self.open if each.until < FOREVER]
+            return self.cut(sorted(idle, key=lambda each: (-held[each.client], each.until))[:1])
+
+    def cut(self, connections):
+        """Their threads find them shut, and end."""
+        for connection in connections:
+            self.open.discard(connection)
+            connection.shut("SHUT_RDWR")
+        return bool(connections)
+
+    def leave(self, connection):
+        with self.guard:
+            self.open.discard(connection)
+        connection.socket.close()
 
     def finish(self):
         """What has arrived is answered, and nothing else waited for."""
         self.stopping = True
-        self.timeout = 0
-        for _ in range(self.request_queue_size):  # those that nobody has accepted yet
-            self.accept()
-        self.socket.close()
-        soon = time.monotonic() + 1  # time for the threads to read what is there
+        if self.thread.ident:
+            self.thread.join()
         with self.guard:
-            for connection, until in self.deadlines.items():
-                if until < FOREVER:
-                    self.deadlines[connection] = soon
-        while self.clients and time.monotonic() < soon + MAIL_SECONDS + READ_SECONDS:
-            time.sleep(0.02)
-            self.cut_late()
-        self.backend.store.close()
+            left = list(self.open)
+        soon = time.monotonic() + 1  # for the threads to read what is there
+        for connection in left:
+            connection.thread.join(max(soon - time.monotonic(), 0))
+        with self.guard:
+            self.cut([each for each in left if each in self.open and each.until < FOREVER])
+        late = soon + MAIL_SECONDS + READ_SECONDS
+        for connection in left:
+            connection.thread.join(max(late - time.monotonic(), 0))
 
 
-class RequestHandler:
-    """Half of the handler; to a route it is the request: method, path, headers, body."""
+# ---- Operator -------------------------
+# The commands of who runs a backend. The main thread only waits; a signal is raised in it.
 
-    timeout = READ_SECONDS  # of one read or write; Connections bounds the whole
-    disable_nagle_algorithm = True
+ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")  # the last: Windows' Ctrl-Break
 
-    def handle(self):
-        """One request after the other. The one edge: what is raised below becomes a reply."""
-        backend = self.server.backend
-        self.keep = True
-        while self.keep:
-            self.keep, self.method, self.path, self.headers, note = False, "-", "", {}, ""
-            try:
-                if not self.read_request():
-                    return
-                reply = reply_to(backend, self)
-            except ScriptoError as error:
-                reply, note = error.reply(), getattr(error, "note", "")
-            except Exception as error:
-                status = 503 if self.path == "/healthz" else 500
-                reply = ScriptoError("internal", "The backend failed.", NEXT_RETRY, status).reply()
-                note = " fault: " + bug(error)
-            method = self.method if re.match(r"[A-Z]{3,7}\Z", self.method) else "-"
-            path = pattern_of(self.path) or "-"
-            try:
-                self.send(*reply)
-            finally:  # no client has to wait for the log
-                backend.log(f"{self.address()} {method} {path} {reply[0]}{note}")
-        self.linger()
 
-    def read_request(self):
-        """False if the client went away. After a request that is refused the connection ends: it is
-        anyone's guess where the next one would start."""
-        try:
-            length = self.read_head()
-            self.body = self.rfile.read(length or 0)
-        except OSError:  # silent for too long
-            return False
-        if length is None or len(self.body) < length:
-            return False
-        closing = "close" in self.headers.get("Connection", "").lower()
-        self.keep = self.persistent and not closing
-        return self.server.expect(self.connection, FOREVER)
+class Stopped(KeyboardInterrupt):
+    """A signal came, of that number."""
 
-    def read_head(self):
-        """Returns the length of the body, None for no request. Refuses what a proxy in front may
-        read in another way (request smuggling; RFC 9112, 2.2, 3.2, 5.2 and 6.3)."""
-        from email.parser import HeaderParser  # lazy
+    def __init__(self, number):
+        super().__init__(number)
+        self.number = number
 
-        head = bytearray()
-        line = b"-"
-        while line.strip(b"\r\n") and len(head) <= HEAD_BYTES:
-            line = self.rfile.readline(HEAD_BYTES)
-            head += line
-        if not head:
-            return None
-        if len(head) > HEAD_BYTES:
-            raise invalid(f"The header is larger than {HEAD_BYTES} bytes.", NEXT_GUIDE, 431)
-        first, _, rest = head.partition(b"\n")
-        words = re.match(rb"([!-~]+) ([!-~]+) HTTP/1\.([01])\r\Z", first)
-        odd = re.search(rb"\r(?!\n)|\n(?<!\r\n)|\n[ \t]|\nFrom |\0", head)  # and what `email` skips
-        if odd or not words or line != b"\r\n":
-            raise invalid("The request is not valid HTTP/1.1.", NEXT_GUIDE)
-        self.method, target, minor = (word.decode() for word in words.groups())
-        self.path = re.sub("(?i)^https?://[^/?]*", "", target).partition("?")[0]
-        self.persistent = minor == "1"
-        self.headers = HeaderParser().parsestr(rest.decode("latin-1"))
-        return self.check_head()
 
-    def check_head(self):
-        lengths = self.headers.get_all("Content-Length", ["0"])
-        hosts = len(self.headers.get_all("Host", []))
-        if len(self.headers) > HEAD_FIELDS:
-            raise invalid("The header has too many fields.", NEXT_GUIDE, 431)
-        if "Transfer-Encoding" in self.headers:
-            raise invalid("A body has to come with its length, not in chunks.", NEXT_GUIDE, 501)
-        plain = len(lengths) == 1 and re.match(r"[0-9]{1,9}\Z", lengths[0])
-        defects = [each for each in self.headers.defects  # of a body, which is not in there
-                   if type(each).__name__ != "MultipartInvariantViolationDefect"]
-        if defects or not plain or hosts > 1 or (self.persistent and not hosts):
-            raise invalid("The header is malformed.", NEXT_GUIDE)
-        if int(lengths[0]) > BODY_BYTES:
-            raise invalid(f"The body is larger than {BODY_BYTES} bytes.", NEXT_GUIDE, 413)
-        if self.headers.get("Expect", "").lower() == "100-continue":
-            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return int(lengths[0])
+def on_signals(handler):
+    """What is ignored already stays so: nohup(1) has its reasons."""
+    import signal  # lazy
 
-    def address(self):
-        """As the nearest proxy saw it, without a port, if there is said to be a proxy."""
-        match = None
-        if self.server.backend.args.behind_proxy and self.headers:
-            last = ",".join(self.headers.get_all("X-Forwarded-For", [])).rpartition(",")[2].strip()
-            match = re.match(r"([0-9.]+):\d+\Z|\[?([0-9A-Fa-f.:]{2,45})(?:\](?::\d+)?)?\Z", last)
-        return match.group(1) or match.group(2) if match else self.client_address[0]
+    for number in filter(None, (getattr(signal, name, None) for name in ENDINGS)):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
-    def send(self, status, body, headers):
-        """The reply in one piece, so that it is one packet if it fits."""
-        import http  # lazy
-        import json
-        from email.utils import formatdate
 
-        self.server.expect(self.connection, READ_SECONDS)  # to take it, and for the next request
-        self.keep = self.keep and not self.server.stopping  # after that: finish() shortens it
-        kind = "text/plain; charset=utf-8"
-        if isinstance(body, dict):
-            kind, body = "application/json", json.dumps(body).encode("ascii")
-        headers = headers + [("Connection", "close")] * (not self.keep) + [
-            ("Content-Type", kind), ("Content-Length", len(body)),
-            ("Cache-Control", "no-store"), ("Date", formatdate(usegmt=True))]
-        head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n"
-        head += "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n"
-        self.wfile.write(head.encode("latin-1") + (b"" if self.method == "HEAD" else body))
+def stop(number, _):
+    """A handler. One signal is enough: others would break into the clearing away."""
+    import signal  # lazy
 
-    def linger(self):
-        """To close on unread bytes resets the connection, and the reply is lost (RFC 9112, 9.6)."""
-        import socket  # lazy
-
-        self.connection.settimeout(0.5)
-        socket.socket.shutdown(self.connection, socket.SHUT_WR)
-        for _ in range(16):
-            if not self.connection.recv(64 << 10):
-                break
+    on_signals(signal.SIG_IGN)
+    raise Stopped(number)
 
 
 def server_for(ctx, args):
-    """A server that listens, with its backend."""
-    import email.parser  # noqa: F401  lazy; some for requests, while there are descriptors left
+    """A server that listens, with its backend and database. Nothing is served yet. What requests
+    need is loaded here: they may come when no descriptor is left to read a module with."""
+    import email.utils  # noqa: F401  lazy
     import http  # noqa: F401
     import json  # noqa: F401
-    import socket
-    import socketserver
+    import secrets  # noqa: F401
+    import traceback  # noqa: F401
 
-    backend = Backend(ctx, args)
-    tls = server_tls(args)
-
-    class Handler(RequestHandler, socketserver.StreamRequestHandler):
-        pass
-
-    class Server(Connections, socketserver.ThreadingMixIn, socketserver.TCPServer):
-        address_family = socket.AF_INET6 if ":" in backend.host else socket.AF_INET
-
+    backend, tls = Backend(ctx, args), server_tls(args)
     port = check_number(args.port or "8787", "--port", 65535)
     backend.store = Store(ctx, args.db)
     try:
-        server = Server((backend.host, port), Handler)
+        server = Server(backend, port, tls)
     except (OSError, UnicodeError) as error:
         backend.store.close()
         hint = "pass another --host or --port; --port 0 takes a free one"
         raise failed(f"Cannot listen at {backend.host}, port {port}: {error}.", hint) from error
-    server.start(backend, tls)
+    backend.local_url = server.url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
+    backend.public_url = backend.public_url or backend.local_url
+    backend.source = own_source(backend.public_url)
     return server
 
 
-# ---- Operator -------------------------
-# The commands of who runs a backend.
+@contextlib.contextmanager
+def serving(ctx, args):
+    """The server serves, in threads of its own, while the block runs."""
+    import signal  # lazy
 
-
-def try_mail(backend, to):
-    """One mail, or without an address only the way there. Raises internal."""
+    server = server_for(ctx, args)
+    backend = server.backend
     try:
-        subject = "A test of Scripto's mail"
-        text = "It arrived.\n"
-        backend.deliver(to and compose(backend.sender, to, subject, text), to)
-    except MAIL_ERRORS as error:
-        problem = f"Mail does not go: {type(error).__name__}, {error}."
-        raise ScriptoError("internal", problem, "mend that, or pass another --mail") from error
-    return {"ok": True, "to": to}, [f"✓ A mail to {to} is on its way"]
+        backend.journal.thread.start()
+        server.thread.start()
+        yield server
+    finally:
+        on_signals(signal.SIG_IGN)
+        server.finish()
+        backend.store.close()
+        backend.journal.close()
 
 
 def introduce(ctx, backend):
-    """In a thread beside serving, which need not wait for it: loads what later requests need, while
-    there are descriptors left, says how to sign in, and tries the mail server."""
-    import secrets  # noqa: F401  lazy
-    import traceback  # noqa: F401
-
+    """At a terminal: how to sign in, and what would keep clients out."""
     url = backend.public_url
-    if url.startswith("http:") and not is_loopback(origin_of(url)[1]):
-        warn(ctx, "clients refuse plain http beyond loopback: serve https, or set --public-url")
-    if is_terminal(ctx.stderr):
-        say(ctx, f"{NEXT_SIGN_IN} --api-url {url}")
-    try:
-        try_mail(backend, "")
-    except ScriptoError as error:
-        backend.log(error.message)
+    if not is_terminal(ctx.stderr):
+        return
+    near = is_loopback(backend.host) and is_loopback(origin_of(url)[1])
+    if url.startswith("http:") and not near:
+        warn(ctx, "Clients refuse plain http beyond loopback: serve https (--tls-cert), or say what"
+                  " does in front of it (--public-url).")
+    say(ctx, f"{NEXT_SIGN_IN} --api-url {url}")
 
 
 def throw_away(args):
@@ -3093,78 +3239,51 @@ def start_command(ctx, args, url):
         os.umask(own)
 
 
-def on_signals(handler):
-    import signal  # lazy
-
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # the last is Windows' Ctrl-Break
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), handler)
-
-
 def pass_on(ctx, process, number):
-    """A terminal's Ctrl-C reaches it anyway, as all signals do on Windows."""
-    if os.name == "posix" and not (number == 2 and is_terminal(ctx.stdin)):
+    """Ctrl-C and Ctrl-\\ at a terminal reach it anyway, as all signals do on Windows."""
+    if os.name == "posix" and not (number in (2, 3) and is_terminal(ctx.stdin)):
         try:
             os.kill(-process.pid, number)
         except OSError:  # at a terminal it has no group of its own
             process.send_signal(number)
 
 
-def serve_until(ctx, args, server, process, signals):
-    """Serves until a signal or, if there is one, the end of the command, which gets the signals.
-    Returns the exit status, as a shell has it. SIGHUP renews the certificate."""
-    import signal  # lazy
-
-    while True:
-        server.accept()
-        status = process.poll() if process else None
-        if status is not None:
-            end_command(process)
-            return 128 - status if status < 0 else status
-        while signals:
-            number = signals.pop(0)
-            if number == getattr(signal, "SIGHUP", None):
-                try:
-                    server.tls = server_tls(args)
-                except ScriptoError as error:
-                    server.backend.log("the old one stays. " + error.message)
-            elif not process:
-                return 0
-            else:
-                pass_on(ctx, process, number)
-
-
-def serve(ctx, args):
-    import signal  # lazy
-    import threading
-
-    if args.test_mail is not None:
-        return try_mail(Backend(ctx, args), check_address(args.test_mail, "--test-mail"))
-    process, signals = None, []
-    on_signals(lambda number, _: signals.append(number))  # what is made below is cleared away
-    server = server_for(ctx, args)
-    backend = server.backend
+def run_beside(ctx, args, url):
+    """Runs the command, which gets the signals, and ends what it started. Returns its exit status,
+    as a shell has it. In short steps: on Windows no signal ends a long one."""
+    signals = []
+    on_signals(lambda number, _: signals.append(number))
+    process = start_command(ctx, args, url)
     try:
-        urls = {"url": server.url, "publicUrl": backend.public_url}
-        show(ctx, urls, ["listening on " + server.url])
-        mailing = threading.Thread(target=introduce, args=[ctx, backend], daemon=True)
-        mailing.start()
-        if args.command:
-            mailing.join(1)  # a Maildir is there by then
-            here = server.url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
-            process = start_command(ctx, args, backend.public_url if server.tls else here)
-        return serve_until(ctx, args, server, process, signals)
+        while process.poll() is None:
+            time.sleep(0.05)
+            while signals:
+                pass_on(ctx, process, signals.pop(0))
     finally:
-        on_signals(signal.SIG_IGN)  # one is enough
-        server.finish()
+        end_command(process)
+    status = process.returncode
+    return 128 - status if status < 0 else status
 
 
 def cmd_serve(ctx, args):
     """Until a signal or, with one, the end of the command; that finds a backend of its own."""
-    if not args.command:
-        return serve(ctx, args)
-    with throw_away(args):
-        return serve(ctx, args)
+    on_signals(stop)
+    try:
+        with contextlib.ExitStack() as stack:
+            if args.command:
+                stack.enter_context(throw_away(args))
+            server = stack.enter_context(serving(ctx, args))
+            backend = server.backend
+            urls = {"url": server.url, "publicUrl": backend.public_url}
+            show(ctx, urls, ["listening on " + server.url])
+            introduce(ctx, backend)
+            if args.command:
+                url = backend.public_url if server.tls else backend.local_url
+                return run_beside(ctx, args, url)
+            while True:
+                time.sleep(0.5)
+    except Stopped as stopped:
+        return 128 + stopped.number if args.command else 0
 
 
 def cmd_users(ctx, args):
@@ -3191,23 +3310,15 @@ def cmd_users_remove(ctx, args):
     return {"removed": email}, [f"✓ Removed: {email}, with every key"]
 
 
-def demo_steps(server, folder, program, env):
+def demo_steps(folder, program, env):
     """The two commands, with the mail in between, and whoami, each as {"command", "output"}. Raises
     internal unless it worked."""
     import subprocess  # lazy
 
     def step(words):
-        def serve_it(_):
-            while process.poll() is None:
-                server.accept()
-
-        with subprocess.Popen([sys.executable, program] + words.split(), env=env,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-            try:  # its pipe is read meanwhile, or it might get full
-                output, _ = within(DAY, process.communicate, meanwhile=serve_it)
-            finally:
-                process.kill()  # if we were interrupted
-        output = output.decode("utf-8", "replace")
+        process = subprocess.run([sys.executable, program] + words.split(), env=env,
+                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        output = process.stdout.decode("utf-8", "replace")
         if process.returncode:
             text = f"The demo failed at 'scripto {words}': " + " ".join(output.split())
             raise ScriptoError("internal", text, NEXT_DOCTOR)
@@ -3225,9 +3336,7 @@ def demo_steps(server, folder, program, env):
 
 def cmd_demo(ctx, args):
     """Real processes, HTTP and mail, in a home of their own."""
-    import signal  # lazy
-
-    on_signals(signal.default_int_handler)  # none leaves anything behind
+    on_signals(stop)
     program = os.path.abspath(globals().get("__file__", "scripto.py"))
     if not os.path.isfile(program):  # but standard input, or inside a zip file
         raise failed("The demo runs this program's file, and there is none.",
@@ -3237,14 +3346,10 @@ def cmd_demo(ctx, args):
     silent = Context(ctx.commands, ctx.options)
     silent.stderr = None  # for the log
     env = {k: v for k, v in ctx.env.items() if not k.startswith(("SCRIPTO_", "XDG_"))}
-    with throw_away(args) as home:
-        server = server_for(silent, args)
-        env.update(HOME=home, PYTHONIOENCODING="utf-8", SCRIPTO_API_BASE_URL=server.url)
-        try:
-            steps = list(demo_steps(server, os.path.join(home, "mail", "new"), program, env))
-        finally:
-            on_signals(signal.SIG_IGN)  # one is enough
-            server.finish()
+    with throw_away(args) as home, serving(silent, args) as server:
+        env.update(HOME=home, USERPROFILE=home, PYTHONIOENCODING="utf-8",
+                   SCRIPTO_API_BASE_URL=server.url)
+        steps = list(demo_steps(os.path.join(home, "mail", "new"), program, env))
     lines = ["A backend of its own, in a folder that is gone by now, listening on " + server.url]
     for step in steps:
         lines += ["", step["command"]] + step["output"].splitlines()
@@ -3494,7 +3599,6 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--behind-proxy": (None, "take client addresses from X-Forwarded-For"),
     "--rate-limit": ("N", "requests a minute for an address (60); 0: any number"),
     "--allow": ("RULE", "let in only @domain or this address; may be given again"),
-    "--test-mail": ("ADDRESS", "send one mail there, and end"),
     "--skill": (None, "as an agent skill, SKILL.md (agentskills.io)"),
     "--": ("COMMAND", "a command, with words of its own"),
     "--json": (None, "answer in JSON"),
@@ -3536,7 +3640,7 @@ COMMANDS = {
     "serve": Command(
         cmd_serve, "run a backend",
         "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
-        " --behind-proxy --rate-limit --allow --test-mail --", "--mail maildir:mail", "here"),
+        " --behind-proxy --rate-limit --allow --", "--mail maildir:mail", "here"),
     "completion": Command(cmd_completion, "make a shell complete all this", "shell!", "bash"),
     "api": Command(
         cmd_api, "send a request with the key, and print the reply as it comes",
