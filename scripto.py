@@ -17,7 +17,6 @@ import argparse
 import collections
 import contextlib
 import errno
-import itertools
 import os
 import re
 import stat
@@ -34,7 +33,9 @@ BASE_URL = PRODUCTION_URL  # when nothing names one; GET /scripto.py puts its ow
 KEY_PREFIX = "scripto_"
 MASKED_KEY = KEY_PREFIX + "•" * 8
 EMAIL_LENGTH = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
-REPLY_BYTES = 1 << 20  # that the client reads
+REPLY_BYTES = 1 << 20  # that the client reads of a reply,
+API_BYTES = 64 << 20  # and for `api`
+PIECE_BYTES = 64 << 10  # read at once
 PROFILE_BYTES = 4 << 20  # that a profile file may have
 HEAD_BYTES = 32 << 10  # that the backend reads: request line and header,
 HEAD_FIELDS = 100  # in there,
@@ -96,8 +97,10 @@ class ScriptoError(Exception):
     """A key in the message, mistyped or quoted by a backend, is masked. http_status: if it is not
     the table's. headers: for HTTP. A code that is not in the table exits by HTTP status."""
 
-    parts = ()  # of the reply, as `api` got it, for a person
     unseen = False  # whether it is for want of a home, or of the right to look into it
+    answered = None  # the HTTP status that a backend answered with
+    retry_after = None  # the seconds that it said to wait
+    body = b""  # of that answer, which `api` shows
 
     def __init__(self, code, message, next_action, http_status=None, headers=()):
         super().__init__(masked(message))
@@ -110,6 +113,8 @@ class ScriptoError(Exception):
 
     def envelope(self):
         error = {"code": self.code, "message": self.message, "nextAction": self.next_action}
+        more = {"httpStatus": self.answered, "retryAfter": self.retry_after}
+        error.update({name: value for name, value in more.items() if value is not None})
         return {"success": False, "error": error}
 
     def reply(self):
@@ -321,16 +326,18 @@ def warn(ctx, text):
         say(ctx, "! " + text)
 
 
-def show(ctx, data, lines):
-    """Without lines the data are parts of a body. Returns the exit status. Raises
+def show(ctx, data, lines, error=None):
+    """Without lines the data are the bytes to write, in parts. An error is told in the lines
+    already; it adds to the envelope, and its exit status is returned, else 0. Raises
     failed-precondition on a full disk."""
     try:
-        if lines is not None:
-            answer(ctx, ctx.stdout, {"success": True, "data": data}, lines)
-            return 0 if data.get("ok", True) else 1
-        for part in data:
-            emit(ctx.stdout, part)
-        return 0
+        if lines is None:
+            for part in data:
+                emit(ctx.stdout, part)
+        else:
+            head = error.envelope() if error else {"success": True}
+            answer(ctx, ctx.stdout, dict(head, data=data), lines)
+        return error.exit_status if error else 0
     except BrokenPipeError:  # nobody reads on, which is status_of()'s business
         raise
     except OSError as error:
@@ -342,8 +349,8 @@ def show_error(ctx, error):
     """Returns the exit status."""
     lines = ["✗ " + error.message, "  next: " + error.next_action]
     try:
-        for part in () if ctx.as_json else error.parts:
-            emit(ctx.stderr, part)
+        if not ctx.as_json:
+            emit(ctx.stderr, error.body)
         answer(ctx, ctx.stderr, error.envelope(), lines)
     except OSError:
         say(ctx, *lines)
@@ -925,17 +932,21 @@ def resolve(ctx, args, with_key=True):
 
 
 # ---- HTTP client ----------------------
-# The only place that sends a request. No redirect is followed: every request carries a key, a
-# code or an email.
+# The only place that sends a request. It follows no redirect, because every request carries a key,
+# a code or an email.
 
 
-def bad_reply(url, what):
-    return ScriptoError("invalid-response", f"{url} {what}.", NEXT_BACKEND)
+def bad_reply(url, what, status=None):
+    """invalid-response. status: of the reply, if there was one."""
+    error = ScriptoError("invalid-response", f"{url} {what}.", NEXT_BACKEND)
+    error.answered = status
+    return error
 
 
 def proxy_for(url):
-    """By the environment; None for loopback. Raises failed-precondition for what is not plain
-    http: urllib would show its password, to the network or in an error."""
+    """The proxy that the environment names for it, by urllib's rules; none for loopback. Raises
+    failed-precondition for what is not plain http, which urllib takes for a proxy all the same, or
+    quotes in an error, password and all."""
     import urllib.request as library  # lazy
 
     scheme, host, port = origin_of(url)
@@ -944,7 +955,7 @@ def proxy_for(url):
     proxy = library.getproxies_environment().get(scheme)
     if proxy and not re.match(r"(?i)(http://)?([^@/]*@)?(\[[^]@/]+\]|[^:@/]+)(:\d+)?/?\Z", proxy):
         hint = f"set {scheme}_proxy to http://host:port, or name {host} in no_proxy"
-        raise failed(f"The proxy {without_password(proxy)} cannot be used.", hint)
+        raise failed(f"The proxy in {scheme}_proxy cannot be used.", hint)
     return proxy
 
 
@@ -959,36 +970,10 @@ def client_tls():
         raise failed(f"TLS cannot be set up: {error}.", hint) from error
 
 
-def connect(method, url, headers, body, seconds):
-    """The open reply: certificates checked, no redirect followed. After a reset a GET is tried once
-    more; of others, one may have been heard."""
-    import urllib.request as library  # lazy
-
-    scheme = origin_of(url)[0]
-    proxy = proxy_for(url)
-    opener = library.OpenerDirector()
-    opener.add_handler(library.ProxyHandler({scheme: proxy} if proxy else {}))
-    opener.add_handler(library.HTTPHandler())
-    if scheme == "https":
-        tls = client_tls()  # first: without ssl there is no HTTPSHandler either
-        opener.add_handler(library.HTTPSHandler(context=tls))
-    again = method == "GET"
-    while True:
-        request = library.Request(url, body, headers, method=method)  # which opening it changes
-        try:
-            return opener.open(request, timeout=seconds)
-        except OSError as error:
-            reason = getattr(error, "reason", None)  # urllib wraps what happens before the reply
-            error = reason if isinstance(reason, Exception) else error
-            if not (again and isinstance(error, ConnectionResetError)):
-                raise error
-        again = False
-
-
 def within(seconds, work, *values, meanwhile=None):
-    """What work(*values) returns or raises, or socket.timeout; meanwhile() gets the seconds left.
-    In a thread: a socket's time-out bounds neither a name look-up nor a peer that sends a byte a
-    second."""
+    """What work(*values) returns or raises, or socket.timeout. meanwhile() gets the seconds that
+    are left, several times a second. The work is done in a thread, since the time-out of a socket
+    bounds neither a name look-up nor a peer that sends a byte a second."""
     import socket  # lazy
     import threading
 
@@ -1014,86 +999,101 @@ def within(seconds, work, *values, meanwhile=None):
     raise errors[-1]
 
 
-@contextlib.contextmanager
-def at_risk(ctx, url, began=False):
-    """What the network, or who is there, does wrong in here is network-error or invalid-response.
-    began: in the midst of the reply."""
+def body_of(reply, most):
+    """At most one piece more than that many bytes. It is read in pieces: a single read() would ask
+    for as much memory as the peer says that there is to come."""
+    import http.client  # lazy
+
+    body, left = bytearray(), reply.length  # None: it comes in chunks, or until the connection ends
+    while left != 0 and len(body) <= most:
+        part = reply.read1(min(left or PIECE_BYTES, PIECE_BYTES))
+        if not part and left:
+            raise http.client.IncompleteRead(body, left)
+        if not part:
+            break
+        body += part
+        left = left and left - len(part)
+    return bytes(body)
+
+
+def exchange(method, url, headers, body, seconds, most):
+    """(status, reason, headers, body as bytes) of the reply, whatever its status. `seconds` bound
+    each wait; for a bound of the whole it is called in within(). Certificates are checked. Raises
+    invalid-response for a body of more than `most` bytes, else OSError, HTTPException, ValueError."""
+    import urllib.request as library  # lazy
+
+    scheme, proxy = origin_of(url)[0], proxy_for(url)
+    opener = library.OpenerDirector()
+    opener.add_handler(library.ProxyHandler({scheme: proxy} if proxy else {}))
+    opener.add_handler(library.HTTPHandler())
+    if scheme == "https":
+        tls = client_tls()  # first: without ssl there is no HTTPSHandler either
+        opener.add_handler(library.HTTPSHandler(context=tls))
+    request = library.Request(url, body, headers, method=method)
+    with opener.open(request, timeout=seconds) as reply:
+        content = body_of(reply, most)
+    if len(content) > most:
+        raise bad_reply(url, "sent too large a reply", reply.status)
+    return reply.status, reply.reason, reply.headers, content
+
+
+def trouble_with(url, seconds, error):
+    """The error for what the network, or whoever is there, did to a request."""
     import http.client  # lazy
     import socket
 
-    try:
-        yield
-        return
-    except (OSError, http.client.HTTPException, ValueError) as caught:
-        error = caught
+    reason = getattr(error, "reason", None)  # urllib wraps what happens before the reply
+    error = reason if isinstance(reason, Exception) else error
+    ssl = sys.modules.get("ssl")
     where = "%s:%d" % origin_of(url)[1:] + " (through a proxy)" * bool(proxy_for(url))
     why = getattr(error, "strerror", None) or error
-    ssl = sys.modules.get("ssl")
     hint = "check that it runs there, the network, any proxy and the base URL (--api-url)"
     if ssl and isinstance(error, (ssl.SSLError, ssl.CertificateError)):
         text = f"TLS with {where} failed: {why}."
         hint = "check the URL; install ca-certificates, or set SSL_CERT_FILE to who signed theirs"
     elif isinstance(error, socket.timeout):
-        seconds = timeout_of(ctx)
-        late = "finish its reply" if began else "answer"
-        text = f"{where} did not {late} within {seconds:g} seconds."
+        text = f"{where} did not answer within {seconds:g} seconds."
         hint = f"try again, or allow more time: SCRIPTO_TIMEOUT={seconds * 2:g}"
     elif isinstance(error, (OSError, UnicodeError)):
-        text = f"{where} {'broke off its reply' if began else 'cannot be reached'}: {why}."
+        text = f"{where} cannot be reached: {why}."
+    elif isinstance(error, http.client.IncompleteRead):
+        return bad_reply(url, "broke off its reply")
     else:
-        raise bad_reply(url, "broke off its reply" if began else "sent what is not HTTP") from error
-    raise ScriptoError("network-error", text, hint) from error
+        return bad_reply(url, "sent what is not HTTP")
+    return ScriptoError("network-error", text, hint)
 
 
-def open_reply(ctx, method, url, headers=(), body=None, key=None):
-    """The reply to a request, with a bearer key (RFC 6750), for parts_of(). SCRIPTO_TIMEOUT bounds
-    this, and then each read. Raises as at_risk()."""
-    all_headers = {"User-Agent": "scripto/" + __version__, "Accept": "application/json"}
+def send(ctx, target, request, most=REPLY_BYTES):
+    """The reply, as exchange() gives it, to a request (method, path, headers, body or None) that
+    carries the target's key, if there is one, as bearer token (RFC 6750). SCRIPTO_TIMEOUT bounds
+    all of it. Raises network-error, invalid-response."""
+    import http.client  # lazy
+
+    method, path, more_headers, body = request
+    headers = {"User-Agent": "scripto/" + __version__, "Accept": "application/json"}
     if body is not None:
-        all_headers["Content-Type"] = "application/json"
-    all_headers.update(headers)
-    if key is not None:
-        all_headers["Authorization"] = "Bearer " + key
-    seconds = timeout_of(ctx)
-    with at_risk(ctx, url):
-        return within(seconds, connect, method, url, all_headers, body, seconds)
+        headers["Content-Type"] = "application/json"
+    headers.update(more_headers)
+    if target.key is not None:
+        headers["Authorization"] = "Bearer " + target.key
+    url, seconds = target.base_url + path, timeout_of(ctx)
+    try:
+        return within(seconds, exchange, method, url, headers, body, seconds, most)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise trouble_with(url, seconds, error) from error
 
 
-def parts_of(ctx, url, reply, most=float("inf")):
-    """The body as it arrives; more bytes than `most` are invalid-response. Raises as at_risk()."""
-    left = endless = float("inf")  # it comes in chunks, or until the connection ends
-    if reply.length is not None:
-        left = reply.length
-    with reply:
-        while left > 0:
-            with at_risk(ctx, url, began=True):
-                part = reply.read1(min(left, 64 << 10))
-            if not part:
-                break
-            left -= len(part)
-            most -= len(part)
-            if most < 0:
-                raise bad_reply(url, "sent too large a reply")
-            yield part
-    if 0 < left < endless:
-        raise bad_reply(url, "broke off its reply")
-
-
-def send(ctx, method, url, content=None, key=None):
-    """(status, headers, body as bytes). SCRIPTO_TIMEOUT bounds all of it. Raises as at_risk()."""
-    give_up = time.monotonic() + timeout_of(ctx)
-    reply = open_reply(ctx, method, url, (), content, key)
-    with at_risk(ctx, url, began=True):
-        parts = parts_of(ctx, url, reply, REPLY_BYTES)
-        return reply.status, reply.headers, within(give_up - time.monotonic(), b"".join, parts)
+def number(text):
+    """Of JSON from outside. A float, since a huge integer would cost seconds; None for one that
+    is too large, as JSON has no word for infinity."""
+    value = float(text)
+    return value if abs(value) < float("inf") else None
 
 
 def parse_json(content):
-    """The JSON object, {} for another value, None for what is no JSON (RFC 8259: UTF-8, no NaN). As
-    text, numbers cost no time and lose no digits."""
+    """The JSON object, {} for another value, None for what is no JSON (RFC 8259: UTF-8, no NaN)."""
     import json  # lazy
 
-    number = NUMBER.__add__
     try:
         value = json.loads(content.decode("utf-8"), parse_int=number, parse_float=number,
                            parse_constant=int)
@@ -1109,23 +1109,31 @@ def next_for_key(source):
     return instead.get(source, "") + NEXT_SIGN_IN
 
 
-def backend_error(status, value, hint, key_source=None):
-    """The backend's error word for word, gaps filled by the status."""
+def retry_after(headers):
+    """The seconds to wait, None if none are said; a date (RFC 9110, 10.2.3) is not read."""
+    text = headers.get("Retry-After") or ""
+    return int(text) if re.match(r"[0-9]{1,9}\Z", text) else None
+
+
+def backend_error(status, headers, value, hint, key_source=None):
+    """The backend's error word for word; what it leaves out follows from the status."""
     by_status = {401: "unauthenticated", 403: "permission-denied", 404: "not-found",
                  429: "resource-exhausted"}
     other = "invalid-response" if status < 400 else "invalid-argument"  # redirects, for one
-    error = value["error"] if isinstance(value.get("error"), dict) else {}
+    said = value["error"] if isinstance(value.get("error"), dict) else {}
     code = by_status.get(status, "internal" if status >= 500 else other)
-    code = masked(text_of(error, "code")) or code
+    code = masked(text_of(said, "code")) or code
     refusal = "The backend refused the key." if code == "unauthenticated" else ""
-    message = text_of(error, "message") or refusal or f"The backend answered HTTP {status}."
+    message = text_of(said, "message") or refusal or f"The backend answered HTTP {status}."
     usual = {"unauthenticated": next_for_key(key_source), "internal": NEXT_RETRY,
              "resource-exhausted": NEXT_RETRY, "invalid-argument": hint,
              "invalid-response": NEXT_BACKEND}
-    next_action = masked(text_of(error, "nextAction"))
+    next_action = masked(text_of(said, "nextAction"))
     if not next_action or (code, next_action) == ("unauthenticated", NEXT_SIGN_IN):
         next_action = usual.get(code) or next_action or NEXT_DOCTOR
-    return ScriptoError(code, message, next_action, status)
+    error = ScriptoError(code, message, next_action, status)
+    error.answered, error.retry_after = status, retry_after(headers)
+    return error
 
 
 def call(ctx, target, method, path, part, body=None, hint=None):
@@ -1134,14 +1142,14 @@ def call(ctx, target, method, path, part, body=None, hint=None):
 
     url = target.base_url + path
     content = body and json.dumps(body).encode("ascii")
-    status, _, reply = send(ctx, method, url, content, target.key)
+    status, _, headers, reply = send(ctx, target, (method, path, {}, content))
     value = parse_json(reply)
     if value is None and status < 500 and status not in (401, 429):  # a redirect, for one
-        raise bad_reply(url, f"answered HTTP {status}, and not in the contract's JSON")
+        raise bad_reply(url, f"answered HTTP {status}, and not in the contract's JSON", status)
     if status >= 300 or value.get("success", True) is not True:
-        raise backend_error(status, value or {}, hint, target.key_source)
+        raise backend_error(status, headers, value or {}, hint, target.key_source)
     if not isinstance(value.get(part), dict):
-        raise bad_reply(url, f"did not answer with '{part}' in JSON")
+        raise bad_reply(url, f"did not answer with '{part}' in JSON", status)
     return value[part]
 
 
@@ -1857,8 +1865,9 @@ def read_body(text):
 
 def head_of(reply):
     """Status and headers, as bytes."""
-    lines = [f"HTTP/{reply.version / 10} {reply.status} {reply.reason}"]
-    lines += [f"{name}: {value}" for name, value in reply.headers.items()] + ["", ""]
+    status, reason, headers, _ = reply
+    lines = [f"HTTP/1.1 {status} {reason}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()] + ["", ""]
     return "\r\n".join(lines).encode("latin-1", "replace")
 
 
@@ -1881,33 +1890,55 @@ def request_of(args):
     return method.upper(), path, headers, body
 
 
+def refusal_of(target, path, reply):
+    """The error that a reply is, None for a success."""
+    status, _, headers, body = reply
+    if status < 300:
+        return None
+    if status < 400:
+        problem = f"answered HTTP {status}, which is not followed"
+        return bad_reply(target.base_url + path, problem, status)
+    return backend_error(status, headers, parse_json(body) or {}, None, target.key_source)
+
+
+def reply_in_json(reply, with_head):
+    """As bytes. A body in JSON stays as it came, so that no number loses digits; another one
+    becomes a text."""
+    status, _, headers, body = reply
+    line = b" ".join(body.splitlines()) or b"null"  # within JSON's texts there are no line breaks
+    if parse_json(line) is None:
+        line = json_text(body.decode("utf-8", "replace")).encode("ascii")
+    if not with_head:
+        return line
+    fields = {name.lower(): ", ".join(headers.get_all(name)) for name in headers}
+    head = json_text({"status": status, "headers": fields})[:-1]
+    return head.encode("ascii") + b', "body": ' + line + b"}"
+
+
+def api_envelope(args, reply, error):
+    """With -i the reply stands beside the error, too."""
+    data = reply_in_json(reply, args.i)
+    if not error:
+        return [b'{"success": true, "data": ', data, b"}\n"]
+    head = json_text(error.envelope())[:-1].encode("ascii")
+    return [head] + [b', "data": ', data] * args.i + [b"}\n"]
+
+
 def cmd_api(ctx, args):
-    """The answer is the reply, as it comes; an error's, and what goes into JSON, is read first."""
-    target = resolve(ctx, args)
-    method, path, headers, body = request_of(args)
-    url = target.base_url + path
-    reply = open_reply(ctx, method, url, headers, body, target.key)
+    """The answer is the reply as it came. That of an error goes to standard error."""
+    target, request = resolve(ctx, args), request_of(args)
+    reply = send(ctx, target, request, API_BYTES)
+    body, error = reply[-1], refusal_of(target, request[1], reply)
+    if ctx.as_json:
+        if not error and body and parse_json(body) is None and not args.i:
+            raise bad_reply(target.base_url + request[1], "did not answer in JSON", reply[0])
+        return api_envelope(args, reply, error), None, error
     head = [head_of(reply)] if args.i else []
-    if reply.status < 300 and not ctx.as_json:
-        return itertools.chain(head, parts_of(ctx, url, reply)), None
-    content = b""
-    most = REPLY_BYTES if reply.status < 300 else float("inf")
-    late = time.monotonic() + timeout_of(ctx)
-    for part in parts_of(ctx, url, reply, most):
-        content += part
-        if reply.status >= 300 and (len(content) > REPLY_BYTES or time.monotonic() > late):
-            break  # what its status says is enough
-    if reply.status >= 300:
-        error = bad_reply(url, f"answered HTTP {reply.status}, which is not followed")
-        if reply.status >= 400:
-            error = backend_error(reply.status, parse_json(content) or {}, None, target.key_source)
-        error.parts = head + [content.rstrip() + b"\n"] * bool(content)
-        raise error
-    if content and parse_json(content) is None:
-        raise bad_reply(url, "did not answer in JSON")
-    # In one line: within JSON's strings there are no line breaks.
-    line = b" ".join(content.splitlines()) or b"null"
-    return [b'{"success": true, "data": ', line, b"}\n"], None
+    if not error:
+        return head + [body], None
+    show(ctx, head, None)
+    error.body = body.rstrip() + b"\n" if body else b""
+    raise error
 
 
 # ---- Guide ----------------------------
@@ -2016,6 +2047,8 @@ SKILL = """---
 name: scripto
 description: Sign in to Scripto (THIS_URL) by an emailed code and use its API key. \
 For when one is needed, or scripto exits with status 4.
+metadata:
+  version: "VERSION"
 ---
 
 """
@@ -2023,7 +2056,8 @@ For when one is needed, or scripto exits with status 4.
 
 def guide_text(url, text=GUIDE):
     statuses = "".join(f"- {status}: {what}\n" for status, what in EXIT_STATUSES.items())
-    return text.replace("EXIT_STATUSES\n", statuses + "\n").replace("THIS_URL", url)
+    text = text.replace("EXIT_STATUSES\n", statuses + "\n").replace("VERSION", __version__)
+    return text.replace("THIS_URL", url)
 
 
 def cmd_guide(ctx, args):
@@ -3358,52 +3392,53 @@ def cmd_demo(ctx, args):
 
 
 # ---- Doctor ---------------------------
-# What works on this machine and what does not, by looking only: nothing is changed here.
+# What works on this machine and what does not. It only looks: nothing is changed here.
+#
+# A check takes (context, arguments, findings so far) and returns (status, message, next action).
+# It may raise instead, and it puts what later checks need into the findings, under its own name.
 
-MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
-
-
-class Findings(dict):
-    """By name: what is found out later takes the place of what was said first."""
-
-    def add(self, name, text, hint=None, bad="error"):
-        """With a hint it is as bad as that; without, all is well."""
-        status = bad if hint else "ok"
-        self[name] = {"name": name, "status": status, "message": text, "nextAction": hint}
-
-    def check(self, name, bad, examine, *values):
-        """Returns what examine(*values) does; what that raises is a finding."""
-        try:
-            return examine(*values)
-        except (ScriptoError, ImportError) as error:
-            error = missing_module(error) if isinstance(error, ImportError) else error
-            new = error.code == "unauthenticated"  # nobody has signed in yet
-            self.add(name, error.message, error.next_action, "warning" if new else bad)
+MARKS = {"ok": "✓", "skipped": "-", "warning": "!", "error": "✗"}
 
 
-def examine_sqlite(found):
-    import sqlite3  # lazy
-
-    found.add("sqlite", sqlite3.sqlite_version)
+def examine_python(ctx, args, found):
+    return "ok", f"{sys.version.split()[0]} at {sys.executable}", None
 
 
-def examine_profiles(found, ctx):
-    file = ProfileFile(ctx)
-    found.add("profiles", f"{file.shown}: {len(file.read()['profiles'])}")
-    nearest = file.path
-    while not os.path.lexists(nearest):
-        nearest = os.path.dirname(nearest)
-    if nearest == file.path:
-        if os.name == "posix" and os.stat(nearest).st_mode & 0o077:
-            hint = "chmod 600 " + shell_word(nearest)
-            found.add("mode", "others can read the profile file", hint, "warning")
-        nearest = os.path.dirname(nearest)
-    if not os.access(nearest, os.W_OK):
-        hint = "set XDG_CONFIG_HOME to a folder of your own"
-        found.add("folder", f"{nearest} cannot be written", hint)
+def examine_sqlite(ctx, args, found):
+    try:
+        import sqlite3  # lazy
+    except ImportError as error:
+        error = missing_module(error)
+        return "warning", error.message + " Only serve needs it.", error.next_action
+    return "ok", sqlite3.sqlite_version, None
 
 
-def examine_tls(found):
+def examine_profiles(ctx, args, found):
+    try:
+        file = ProfileFile(ctx)
+        return "ok", f"{len(file.read()['profiles'])} in {file.shown}", None
+    except ScriptoError as error:
+        if not key_is_given(ctx, args):
+            raise
+        return "warning", error.message, error.next_action
+
+
+def examine_access(ctx, args, found):
+    """The key and the base URL in force. A machine at which nobody has signed in yet is well."""
+    try:
+        found["access"] = target = resolve(ctx, args)
+    except ScriptoError as error:
+        if error.code != "unauthenticated":
+            raise
+        found["access"] = resolve(ctx, args, with_key=False)
+        return "warning", error.message, error.next_action
+    sources = f"key from {target.key_source}, base URL {target.base_url} from {target.url_source}"
+    return "ok", sources, None
+
+
+def examine_tls(ctx, args, found):
+    if not found["access"].base_url.startswith("https"):
+        return "skipped", "the base URL is plain http", None
     import ssl  # lazy
 
     folder = ssl.get_default_verify_paths().capath
@@ -3411,51 +3446,90 @@ def examine_tls(found):
     if not known and not (folder and os.access(folder, os.R_OK) and os.listdir(folder)):
         hint = "install ca-certificates, or set SSL_CERT_FILE to a file of certificates"
         raise failed("No certificate authority is known here.", hint)
-    found.add("tls", ssl.OPENSSL_VERSION)
+    return "ok", ssl.OPENSSL_VERSION, None
 
 
-def examine_backend(found, ctx, target):
-    from email.utils import mktime_tz, parsedate_tz  # lazy
+def examine_proxy(ctx, args, found):
+    url = found["access"].base_url
+    return "ok", f"{without_password(proxy_for(url) or 'none')} for {origin_of(url)[1]}", None
 
-    url = target.base_url
-    found.add("proxy", f"{without_password(proxy_for(url) or 'none')} for {origin_of(url)[1]}")
-    status, headers, body = send(ctx, "GET", url + "/api/auth/me", None, target.key)
-    known = status in (200, 401) and parse_json(body)
-    hint = NEXT_RETRY if status == 429 or status >= 500 else NEXT_BACKEND
-    found.add("backend", f"{url} answers HTTP {status}", None if known else hint)
-    if target.key and known:
-        hint = next_for_key(target.key_source) if status == 401 else None
-        found.add("key", "refused" if hint else "accepted", hint)
+
+def examine_backend(ctx, args, found):
+    """One that answers 401 as it should is well; the error is the key's."""
+    target = found["access"]
     try:
-        off = time.time() - mktime_tz(parsedate_tz(headers.get("Date", "")))
-    except (LookupError, TypeError, ValueError, OverflowError):  # no date, or none that can be
-        return
-    hint = "set this machine's clock: codes live a few minutes" if abs(off) > 60 else None
-    found.add("clock", f"{off:+.0f} seconds against the backend's", hint, "warning")
+        call(ctx, target, "GET", "/api/auth/me", "user")
+        found["backend"] = None
+    except ScriptoError as error:
+        if error.answered != 401:
+            raise
+        found["backend"] = error
+    return "ok", target.base_url + " answers", None
+
+
+def examine_key(ctx, args, found):
+    if found["access"].key is None:
+        return "skipped", "there is none", None
+    if found["backend"]:
+        raise found["backend"]
+    return "ok", "accepted", None
+
+
+def examine_skill(ctx, args, found):
+    """The skill files of this program that agents look for, in the home and in this folder."""
+    import glob  # lazy
+
+    below = os.path.join(".*", "skills", "scripto", "SKILL.md")
+    places = [os.path.join(folder, below) for folder in (os.path.expanduser("~"), "")]
+    places.append(os.path.join(os.path.expanduser("~"), ".config", below[1:]))
+    for path in sorted(path for place in places for path in glob.glob(place)):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            version = re.search(r'(?m)^ +version: "?([\w.]+)', file.read(4096))
+        if not version or version.group(1) != __version__:
+            hint = "write it anew: scripto guide --skill > " + shell_word(path)
+            return "warning", f"{path} is not of version {__version__}", hint
+    return "ok", "no skill file of another version", None
+
+
+CHECKS = {  # name: (its function, the earlier checks that it builds on)
+    "python": (examine_python, ()),
+    "sqlite": (examine_sqlite, ()),
+    "profiles": (examine_profiles, ()),
+    "access": (examine_access, ()),
+    "tls": (examine_tls, ("access",)),
+    "proxy": (examine_proxy, ("access",)),
+    "backend": (examine_backend, ("access",)),
+    "key": (examine_key, ("access", "backend")),
+    "skill": (examine_skill, ()),
+}
+
+
+def finding(ctx, args, found, name):
+    """({"name", "status", "message", "nextAction"}, the error that was raised or None)."""
+    examine, needs = CHECKS[name]
+    missing = [need for need in needs if need not in found]
+    error = None
+    try:
+        if missing:
+            result = "skipped", f"not looked at without {missing[0]}", None
+        else:
+            result = examine(ctx, args, found)
+    except (ScriptoError, ImportError) as caught:
+        error = missing_module(caught) if isinstance(caught, ImportError) else caught
+        result = "error", error.message, error.next_action
+    return dict(zip(("name", "status", "message", "nextAction"), (name,) + result)), error
 
 
 def cmd_doctor(ctx, args):
-    found = Findings()
-    found.add("python", f"{sys.version.split()[0]} at {sys.executable}")
-    found.check("sqlite", "warning", examine_sqlite, found)  # which only serve needs
-    bad = "warning" if key_is_given(ctx, args) else "error"
-    found.check("profiles", bad, examine_profiles, found, ctx)
-    target = found.check("access", "error", resolve, ctx, args)
-    if target:
-        found.add("access", f"key from {target.key_source}, base URL {target.base_url}"
-                            f" from {target.url_source}")
-    else:
-        target = found.check("access", "error", resolve, ctx, args, False)
-    if target:
-        bad = "error" if target.base_url.startswith("https") else "warning"
-        found.check("tls", bad, examine_tls, found)
-        found.check("backend", "error", examine_backend, found, ctx, target)
-    rows = list(found.values())
-    lines = []
-    for row in rows:
-        lines.append(f"{MARKS[row['status']]} {row['name']:9} {row['message']}")
+    """The first error is that of the whole."""
+    found, rows, lines, errors = {}, [], [], []
+    for name in CHECKS:
+        row, error = finding(ctx, args, found, name)
+        rows.append(row)
+        errors += [error] if error else []
+        lines.append(f"{MARKS[row['status']]} {name:9} {row['message']}")
         lines += ["  next: " + row["nextAction"]] if row["nextAction"] else []
-    return {"ok": all(row["status"] != "error" for row in rows), "checks": rows}, lines
+    return {"checks": rows}, lines, errors[0] if errors else None
 
 
 # ---- Completion -----------------------

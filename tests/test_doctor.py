@@ -2,11 +2,9 @@
 import json
 import os
 import time
-from email.utils import formatdate
 
 import pytest
 from conftest import PYTHONS, Scripto, http_reply
-from test_profiles import without_privileges
 
 KEY = "scripto_fromthetests"
 USER = {"user": {"id": "user_1", "email": "you@example.com", "name": ""}}
@@ -22,10 +20,12 @@ def newest(tmp_path):
 def examine(scripto, *words, **start):
     """Runs doctor, for a person and for a program, and returns the checks by name."""
     run = scripto.run("doctor", *words, "--json", **start)
-    data = run.envelope["data"]
-    assert run.status == (0 if data["ok"] else 1)
-    assert data["ok"] is all(each["status"] != "error" for each in data["checks"])
-    return {each["name"]: each for each in data["checks"]}
+    envelope = run.envelope
+    checks, told = envelope["data"]["checks"], envelope.get("error")
+    broken = [each for each in checks if each["status"] == "error"]
+    assert bool(broken) is bool(told) is (run.status != 0)
+    assert not broken or told["message"] == broken[0]["message"]
+    return {each["name"]: each for each in checks}
 
 
 def statuses(checks):
@@ -42,9 +42,9 @@ def snapshot(folder):
     return found
 
 
-def at_time(raw_server, seconds):
-    """The URL of a backend whose clock is that much off."""
-    return raw_server(http_reply(USER, 200, "Date: " + formatdate(time.time() + seconds))).url
+def well(raw_server):
+    """The URL of a backend that takes every key."""
+    return raw_server(http_reply(USER)).url
 
 
 # ---- All is well ---------------------------------------------------------------
@@ -53,25 +53,26 @@ def at_time(raw_server, seconds):
 def test_all_is_well_after_a_sign_in(scripto, backend):
     scripto.sign_in(backend)
     found = statuses(examine(scripto))
-    assert set(found) >= {"python", "tls", "proxy", "profiles", "access", "backend", "key", "clock"}
-    found.pop("tls")  # matters to https only
+    assert list(found) == ["python", "sqlite", "profiles", "access", "tls", "proxy", "backend",
+                           "key", "skill"]  # fmt: skip
+    assert found.pop("tls") == "skipped"  # matters to https only
     assert set(found.values()) == {"ok"}
     run = scripto.run("doctor")
     assert run.status == 0 and run.err == "" and "✗" not in run.out
-    assert all(line.startswith(("✓ ", "! ", "  ")) for line in run.out.splitlines())
+    assert all(line.startswith(("✓ ", "- ", "  ")) for line in run.out.splitlines())
 
 
 def test_each_check_is_a_name_a_status_and_a_message(newest):
     for each in examine(newest, "--api-url", NOWHERE).values():
-        assert each["status"] in ("ok", "warning", "error") and each["message"]
-        assert each["status"] == "ok" or each["nextAction"], each
+        assert each["status"] in ("ok", "skipped", "warning", "error") and each["message"]
+        assert each["status"] in ("ok", "skipped") or each["nextAction"], each
 
 
 def test_each_finding_has_one_line_and_says_what_to_do(newest):
     run = newest.run("doctor", "--api-url", NOWHERE)
     lines = run.out.splitlines()
     findings = [number for number, line in enumerate(lines) if line.startswith(("✗ ", "! "))]
-    assert run.status == 1 and findings
+    assert run.status == 3 and findings and run.err == ""
     assert all("next: " in lines[number + 1] for number in findings)
 
 
@@ -83,7 +84,7 @@ def test_no_check_is_both_well_and_broken(newest):
 
 
 def test_it_says_which_key_and_base_url_are_in_force_and_why(newest, raw_server):
-    url = at_time(raw_server, 0)
+    url = well(raw_server)
     env = {"SCRIPTO_API_KEY": KEY, "SCRIPTO_API_BASE_URL": url}
     access = examine(newest, env=env)["access"]["message"]
     assert url in access and "SCRIPTO_API_KEY" in access and "SCRIPTO_API_BASE_URL" in access
@@ -96,19 +97,22 @@ def test_it_says_which_key_and_base_url_are_in_force_and_why(newest, raw_server)
 
 def test_no_key_is_a_warning_and_says_how_to_sign_in(newest, raw_server):
     """A machine at which nobody has signed in yet is well."""
-    words = ["doctor", "--json", "--api-url", at_time(raw_server, 0)]
+    words = ["doctor", "--json", "--api-url", well(raw_server)]
     checks = {each["name"]: each for each in newest.run(*words).data["checks"]}
     assert checks["access"]["status"] == "warning"
     sign_in = "sign in with: scripto auth login-request --email <your-email>"
     assert checks["access"]["nextAction"] == sign_in
-    assert checks["backend"]["status"] == "ok" and "key" not in checks
+    assert checks["backend"]["status"] == "ok" and checks["key"]["status"] == "skipped"
 
 
 def test_a_refused_key_is_broken(newest, backend):
-    checks = examine(newest, "--api-key", KEY, "--api-url", backend.url)
+    words = ["--api-key", KEY, "--api-url", backend.url]
+    checks = examine(newest, *words)
     assert checks["backend"]["status"] == "ok" and checks["key"]["status"] == "error"
     sign_in = "sign in with: scripto auth login-request --email <your-email>"
     assert checks["key"]["nextAction"] == "pass another --api-key, or " + sign_in
+    run = newest.run("doctor", *words, "--json")
+    assert (run.status, run.error["code"], run.error["httpStatus"]) == (4, "unauthenticated", 401)
 
 
 @pytest.mark.slow
@@ -117,8 +121,10 @@ def test_a_backend_that_is_down_is_broken(newest, backend):
     backend.stop()
     checks = examine(newest)
     assert checks["backend"]["status"] == "error" and backend.url[7:] in json.dumps(checks)
-    assert statuses(checks).get("key", "error") == "error"
+    assert checks["key"]["status"] == "skipped"
     assert checks["profiles"]["status"] == checks["access"]["status"] == "ok"
+    run = newest.run("doctor", "--json")
+    assert (run.status, run.error["code"]) == (3, "network-error")
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -127,6 +133,8 @@ def test_a_backend_in_trouble_is_not_blamed_on_the_key(newest, raw_server, statu
     checks = examine(newest, "--api-key", KEY, "--api-url", url)
     broken = [each for each in checks.values() if each["status"] == "error"]
     assert broken and not any("sign in" in each["nextAction"] for each in broken)
+    run = newest.run("doctor", "--api-key", KEY, "--api-url", url, "--json")
+    assert (run.status, run.error["httpStatus"]) == (3, status)
 
 
 @pytest.mark.parametrize("answer", [
@@ -135,7 +143,7 @@ def test_a_backend_in_trouble_is_not_blamed_on_the_key(newest, raw_server, statu
 ], ids=["html", "list", "redirect", "not found", "garbage"])  # fmt: skip
 def test_what_is_no_scripto_backend_is_broken(newest, raw_server, answer):
     checks = examine(newest, "--api-key", KEY, "--api-url", raw_server(answer).url)
-    assert "error" in (checks["backend"]["status"], checks.get("key", {}).get("status"))
+    assert (checks["backend"]["status"], checks["key"]["status"]) == ("error", "skipped")
 
 
 @pytest.mark.slow
@@ -161,27 +169,6 @@ def test_what_is_no_file_in_its_place_is_broken_and_no_hang(newest, kind):
     newest.config.parent.mkdir(parents=True)
     os.mkdir(newest.config) if kind == "folder" else os.mkfifo(newest.config)
     assert examine(newest, "--api-url", NOWHERE)["profiles"]["status"] == "error"
-
-
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o602, 0o666])
-def test_a_file_that_others_can_read_is_a_warning_and_stays(newest, raw_server, mode):
-    newest.write_config({"profiles": {"a": {"apiKey": KEY}}, "activeProfile": "a"}, mode)
-    url = at_time(raw_server, 0)
-    run = newest.run("doctor", "--json", "--api-key", KEY, "--api-url", url)
-    found = [each for each in run.data["checks"] if each["status"] == "warning"]
-    assert any("chmod 600 %s" % newest.config in each["nextAction"] for each in found)
-    assert newest.config.stat().st_mode & 0o777 == mode
-
-
-def test_a_folder_that_cannot_be_written_is_told_before_a_code_is_spent(newest, tmp_path):
-    place = tmp_path / "place"
-    place.mkdir(mode=0o555)
-    words = ["doctor", "--json", "--api-url", NOWHERE]
-    env = {"XDG_CONFIG_HOME": str(place / "deeper")}
-    run = newest.run(*words, env=env, preexec_fn=without_privileges)
-    checks = {each["name"]: each for each in run.envelope["data"]["checks"]}
-    assert checks["folder"]["status"] == "error" and str(place) in checks["folder"]["message"]
-    assert os.listdir(str(place)) == []
 
 
 def test_no_home_is_told(newest):
@@ -214,17 +201,17 @@ def test_a_stored_key_goes_nowhere_but_home(newest, raw_server):
 # ---- TLS and proxies -----------------------------------------------------------
 
 
-def test_no_authorities_are_broken_for_https_and_a_warning_for_http(newest, tmp_path):
+def test_no_authorities_are_broken_for_https(newest, tmp_path):
     (tmp_path / "empty").mkdir()
     env = {"SSL_CERT_FILE": str(tmp_path / "none"), "SSL_CERT_DIR": str(tmp_path / "empty")}
-    for scheme, status in (("https", "error"), ("http", "warning")):
-        url = scheme + "://127.0.0.1:1"
-        tls = examine(newest, "--api-key", KEY, "--api-url", url, env=env)["tls"]
-        assert tls["status"] == status and "ca-certificates" in tls["nextAction"]
+    words = ["--api-key", KEY, "--api-url", "https://127.0.0.1:1"]
+    tls = examine(newest, *words, env=env)["tls"]
+    assert tls["status"] == "error" and "ca-certificates" in tls["nextAction"]
+    words[-1] = NOWHERE
+    assert examine(newest, *words, env=env)["tls"]["status"] == "skipped"
 
 
 PASSWORDS = ["http://me:hunter2@127.0.0.1:1", "me:hunter2@127.0.0.1:1",
-             "http://me:hunter2@hunter2@127.0.0.1:1", "http://me:hunter2/x@127.0.0.1:1",
              "http://hunter2@127.0.0.1:1", "http://me:%68unter2@127.0.0.1:1"]  # fmt: skip
 
 
@@ -237,34 +224,26 @@ def test_the_proxy_in_force_is_shown_without_its_password(newest, proxy):
 
 def test_a_proxy_that_is_not_in_force_is_not_named(newest, raw_server):
     env = {"http_proxy": "http://proxy.example:3128"}
-    checks = examine(newest, "--api-key", KEY, "--api-url", at_time(raw_server, 0), env=env)
+    checks = examine(newest, "--api-key", KEY, "--api-url", well(raw_server), env=env)
     assert "proxy.example" not in checks["proxy"]["message"]
     env.update(no_proxy="0.0.0.0", SCRIPTO_ALLOW_HTTP="1")
     checks = examine(newest, "--api-key", KEY, "--api-url", "http://0.0.0.0:1", env=env)
     assert "proxy.example" not in checks["proxy"]["message"]
 
 
-# ---- The clock -----------------------------------------------------------------
+# ---- The skill that an agent has -----------------------------------------------
 
 
-@pytest.mark.parametrize("off, status", [
-    (0, "ok"), (20, "ok"), (-20, "ok"), (600, "warning"), (-600, "warning"),
-])  # fmt: skip
-def test_the_clock_is_held_against_the_backend_s(newest, raw_server, off, status):
-    checks = examine(newest, "--api-key", KEY, "--api-url", at_time(raw_server, off))
-    assert checks["clock"]["status"] == status
-    assert status == "ok" or "clock" in checks["clock"]["nextAction"]
-    assert checks["key"]["status"] == "ok"
-
-
-@pytest.mark.parametrize("date", [
-    "", "yesterday", "Mon, 99 Foo 2024 99:99:99 GMT", "Mon, 01 Jan 99999 00:00:00 GMT",
-    "Mon, 01 Jan 0000 00:00:00 GMT", "Mon, 01 Jan 2026 00:00:00 +99999999999999999999",
-])  # fmt: skip
-def test_a_date_that_is_none_is_no_crash(newest, raw_server, date):
-    url = raw_server(http_reply(USER, 200, "Date: " + date)).url
-    checks = examine(newest, "--api-key", KEY, "--api-url", url)
-    assert checks["key"]["status"] == "ok"
+@pytest.mark.parametrize("place", [".claude", ".agents", ".config/some-agent"])
+def test_a_skill_of_another_version_is_told(newest, place):
+    skill = newest.home / place / "skills" / "scripto" / "SKILL.md"
+    skill.parent.mkdir(parents=True)
+    skill.write_text(newest.run("guide", "--skill").out)
+    assert examine(newest, "--api-url", NOWHERE)["skill"]["status"] == "ok"
+    skill.write_text(skill.read_text().replace('version: "', 'version: "9'))
+    found = examine(newest, "--api-url", NOWHERE)["skill"]
+    assert found["status"] == "warning" and str(skill) in found["message"]
+    assert found["nextAction"] == "write it anew: scripto guide --skill > %s" % skill
 
 
 # ---- By looking only -----------------------------------------------------------
@@ -292,7 +271,7 @@ def test_it_asks_the_backend_nothing_that_costs(newest, raw_server):
 
 @pytest.mark.parametrize("source", ["profile", "environment", "flag", "refused", "bad"])
 def test_it_never_shows_the_key(newest, raw_server, source):
-    url, key, words, env = at_time(raw_server, 0), KEY, [], {}
+    url, key, words, env = well(raw_server), KEY, [], {}
     if source == "refused":
         url = raw_server(http_reply({"error": "Unauthorized " + KEY}, 401)).url
     if source == "bad":

@@ -1,6 +1,4 @@
 """What a script does with a key: api, run, keys, and logout that revokes."""
-import hashlib
-import contextlib
 import json
 import os
 import re
@@ -198,30 +196,28 @@ STATUSES = [(400, 2, "invalid-argument"), (401, 4, "unauthenticated"), (404, 1, 
 def test_an_error_is_no_answer(at, status, exit_status, code):
     api, server = at(http_reply(b"\0why\n", status, "Location: /elsewhere"))
     assert said(api("a"), code, exit_status) == "\0why"
-    assert said(api("a", "-i"), code, exit_status).startswith("HTTP/1.1 %d Whatever\n" % status)
-    assert len(server.requests) == 2
+    assert len(server.requests) == 1
 
 
-def test_an_error_with_a_long_body_keeps_its_status(at):
-    api, _ = at(http_reply(b"x" * (3 << 20), 503))
-    assert 1 << 20 <= len(said(api("a"), "internal", 3)) < 2 << 20
-    assert api("a", "--json").error["code"] == "internal"
+def test_with_i_the_head_of_an_error_is_an_answer(at):
+    api, _ = at(http_reply(b"why", 404, "X-Some: thing"))
+    result = api("a", "-i")
+    assert result.out.startswith("HTTP/1.1 404 Whatever\r\n") and result.status == 1
+    assert "\r\nX-Some: thing\r\n" in result.out and result.err.startswith("why\n✗ ")
 
 
-def test_an_error_whose_body_drips_keeps_its_status(at):
-    """SCRIPTO_TIMEOUT is for each read of an answer, but for all of an error."""
-
-    def drip(connection):
-        connection.sendall(b"HTTP/1.1 500 Whatever\r\nContent-Length: 100\r\n\r\n")
-        with contextlib.suppress(OSError):
-            for _ in range(100):
-                connection.sendall(b"x")
-                time.sleep(0.1)
-
-    api, _ = at(drip)
-    start = time.monotonic()
-    assert api("a", "--json", env={"SCRIPTO_TIMEOUT": "0.5"}).error["code"] == "internal"
-    assert time.monotonic() - start < 8
+@pytest.mark.parametrize("status, body, value", [
+    (200, b'{"n": 1.10}', {"n": 1.1}), (200, b"text", "text"), (201, b"", None),
+    (404, b'{"error": "no"}', {"error": "no"}), (503, b"<html>", "<html>"),
+], ids=str)  # fmt: skip
+def test_with_i_json_holds_status_headers_and_body(at, status, body, value):
+    api, _ = at(http_reply(body, status, "X-Some: thing", "Set-Cookie: a", "Set-Cookie: b"))
+    envelope = api("a", "-i", "--json").envelope
+    assert envelope["success"] is (status < 300)
+    assert status < 300 or envelope["error"]["httpStatus"] == status
+    data = envelope["data"]
+    assert (data["status"], data["body"], data["headers"]["x-some"]) == (status, value, "thing")
+    assert data["headers"]["set-cookie"] == "a, b"
 
 
 def test_the_backends_error_is_passed_through(at):
@@ -229,7 +225,7 @@ def test_the_backends_error_is_passed_through(at):
     reply = {"success": False, "error": error}
     api, _ = at(http_reply(reply, 418))
     assert json.loads(said(api("a"), "teapot", 1, "brew")) == reply
-    assert api("a", "--json").error == error
+    assert api("a", "--json").error == dict(error, httpStatus=418)
 
 
 def test_a_script_never_takes_an_error_for_an_answer(newest, at):
@@ -265,40 +261,16 @@ def test_a_reply_that_stops_is_an_error(at):
 
     api, _ = at(answer)
     result = api("a", env={"SCRIPTO_TIMEOUT": "0.5"})
-    assert (result.status, result.out) == (3, "half") and "did not finish" in result.err
-
-
-SIZE = 200 << 20
+    assert (result.status, result.out) == (3, "") and "within 0.5 seconds" in result.err
 
 
 @pytest.mark.slow
-def test_200_megabytes_pass_in_little_memory(at, scripto, tmp_path):
-    """Its own peak, as the system counted it, in kilobytes: in a process that does nothing else."""
-    block = os.urandom(1 << 20)
-
-    def answer(connection):
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
-        for _ in range(SIZE >> 20):
-            connection.sendall(block)
-
-    _, server = at(answer)
-    env = dict(scripto.env, SCRIPTO_API_BASE_URL=server.url, SCRIPTO_API_KEY=KEY)
-    code = ("import resource, subprocess, sys\n"
-            "status = subprocess.call(sys.argv[1:])\n"
-            "peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss\n"
-            "sys.stderr.write('%d %d' % (status, peak))")  # fmt: skip
-    process = subprocess.Popen(
-        [PYTHONS[-1], "-c", code, scripto.python, PROGRAM, "api", "big"], env=env,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-    digest, expected = hashlib.sha256(), hashlib.sha256()
-    for _ in range(SIZE >> 20):
-        expected.update(block)
-    for part in iter(lambda: process.stdout.read(1 << 16), b""):
-        digest.update(part)
-    status, peak = map(int, process.stderr.read().split())
-    process.stdout.close(), process.stderr.close(), process.wait()
-    assert status == 0 and digest.digest() == expected.digest()
-    assert peak < 60 << 10
+@pytest.mark.parametrize("more, status", [(0, 0), (1, 1)])
+def test_a_reply_may_have_64_mebibytes(at, scripto, more, status):
+    api, _ = at(http_reply(b"x" * ((64 << 20) + more)), scripto)
+    result = api("a")
+    assert result.status == status and len(result.out_bytes) == (64 << 20) * (1 - more)
+    assert status == 0 or "too large" in result.err
 
 
 def test_a_full_disk_under_a_reply_is_an_error(at):
@@ -429,12 +401,12 @@ def test_a_key_that_is_given_is_known_by_how_it_starts(signed_in):
     assert [each["id"] for each in keys if each["current"]] == [key["keyId"]]
 
 
-def test_numbers_in_a_list_stay_as_they_came(newest, raw_server):
-    """JSON has no Infinity, and some programs no float for a time."""
-    keys = b'[{"id": "key_1", "n": 1e999, "at": 12345678901234567890}]'
+def test_a_list_with_odd_numbers_is_json_again(newest, raw_server):
+    """JSON has no Infinity, and a huge integer would cost seconds."""
+    keys = b'[{"id": "key_1", "n": 1e999, "at": %s}]' % (b"1" * 500000)
     url = raw_server(http_reply(b'{"success": true, "data": {"keys": %s}}' % keys)).url
     run = newest.run("keys", "list", "--json", "--api-key", KEY, "--api-url", url)
-    assert '"n": 1e999, "at": 12345678901234567890,' in run.out
+    assert '"n": null, "at": null,' in run.out
 
 
 @pytest.mark.parametrize("keys", [None, {}, [1], "x"])
