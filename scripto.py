@@ -45,7 +45,6 @@ LOCK_SECONDS = 30  # to wait for another program that writes the profile file
 NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a FIFO in a file's place must not hang; not on Windows
 BUSY = PermissionError if os.name == "nt" else ()  # what a file that others have open raises there
 BUSY_SECONDS = 5
-NUMBER = "\ufdd0"  # what the text of a number begins with: a character that no text has
 
 # NIST SP 800-63B, 3.1.3: codes live ten minutes at most; wrong attempts count for the account.
 CODE_SECONDS = 10 * 60
@@ -277,27 +276,13 @@ def emit_lines(ctx, stream, lines, end="\n"):
     emit(stream, text)
 
 
-def json_text(value, **form):
-    """ASCII, with numbers as they came."""
-    import json  # lazy
-
-    number = r'"\\ufdd0(-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[Ee][-+]?[0-9]+)?)"'  # RFC 8259, 6
-    return re.sub(number, r"\1", json.dumps(value, **form))
-
-
 def answer(ctx, stream, envelope, lines):
-    """The lines to that stream; with --json the envelope, and always to standard output."""
+    """The lines to that stream. With --json the envelope, in ASCII, and to standard output."""
     if not ctx.as_json:
         return emit_lines(ctx, stream, lines)
-    try:
-        text = json_text(envelope)
-    except ImportError:
-        if envelope["success"]:
-            raise  # status_of() comes here once more, to say so
-        plain = {name: re.sub(r"[^ !#-&(-\[\]-~]", "?", text)
-                 for name, text in envelope["error"].items()}
-        text = f'{{"success": false, "error": {plain}}}'.replace("'", '"')
-    emit(ctx.stdout, text + "\n")
+    import json  # lazy
+
+    emit(ctx.stdout, json.dumps(envelope) + "\n")
 
 
 def say(ctx, *lines, end="\n"):
@@ -346,13 +331,14 @@ def show(ctx, data, lines, error=None):
 
 
 def show_error(ctx, error):
-    """Returns the exit status."""
+    """Returns the exit status. Standard error is for a Python without json, too, and for a
+    standard output that takes nothing."""
     lines = ["✗ " + error.message, "  next: " + error.next_action]
     try:
         if not ctx.as_json:
             emit(ctx.stderr, error.body)
         answer(ctx, ctx.stderr, error.envelope(), lines)
-    except OSError:
+    except (OSError, ImportError):
         say(ctx, *lines)
     return error.exit_status
 
@@ -531,7 +517,7 @@ def xdg_folder(ctx, variable, below_home, otherwise):
 def text_of(thing, member):
     """A member that ought to be text, "" if it is not."""
     value = thing.get(member)
-    return value if isinstance(value, str) and not value.startswith(NUMBER) else ""
+    return value if isinstance(value, str) else ""
 
 
 def check_path(text):
@@ -1904,23 +1890,27 @@ def refusal_of(target, path, reply):
 def reply_in_json(reply, with_head):
     """As bytes. A body in JSON stays as it came, so that no number loses digits; another one
     becomes a text."""
+    import json  # lazy
+
     status, _, headers, body = reply
     line = b" ".join(body.splitlines()) or b"null"  # within JSON's texts there are no line breaks
     if parse_json(line) is None:
-        line = json_text(body.decode("utf-8", "replace")).encode("ascii")
+        line = json.dumps(body.decode("utf-8", "replace")).encode("ascii")
     if not with_head:
         return line
     fields = {name.lower(): ", ".join(headers.get_all(name)) for name in headers}
-    head = json_text({"status": status, "headers": fields})[:-1]
+    head = json.dumps({"status": status, "headers": fields})[:-1]
     return head.encode("ascii") + b', "body": ' + line + b"}"
 
 
 def api_envelope(args, reply, error):
-    """With -i the reply stands beside the error, too."""
+    """As parts of bytes. With -i the reply stands beside the error, too."""
+    import json  # lazy
+
     data = reply_in_json(reply, args.i)
     if not error:
         return [b'{"success": true, "data": ', data, b"}\n"]
-    head = json_text(error.envelope())[:-1].encode("ascii")
+    head = json.dumps(error.envelope())[:-1].encode("ascii")
     return [head] + [b', "data": ', data] * args.i + [b"}\n"]
 
 

@@ -167,7 +167,8 @@ def test_the_skill_has_its_front_matter(scripto):
     text = scripto.run("guide", "--skill").out
     front, _, rest = text[4:].partition("\n---\n\n")
     assert text.startswith("---\n") and rest == scripto.run("guide").out
-    lines = front.splitlines()
+    *lines, metadata, version = front.splitlines()
+    assert (metadata, version) == ("metadata:", '  version: "%s"' % scripto.run("--version").out.split()[1])
     name, description = (line.split(": ", 1) for line in lines)
     assert name == ["name", "scripto"] and description[0] == "description"
     assert 50 < len(description[1]) <= 1024 and ": " not in description[1] and "<" not in front
