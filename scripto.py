@@ -46,18 +46,22 @@ NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a FIFO in a file's place must not han
 BUSY = PermissionError if os.name == "nt" else ()  # what a file that others have open raises there
 BUSY_SECONDS = 5
 
-# NIST SP 800-63B, 3.1.3: codes live ten minutes at most; wrong attempts count for the account.
+# The numbers are those of NIST SP 800-63B for codes that come another way than the sign-in itself.
+# Its revision 4 (3.1.3.1) does not count mail as such a way: a mailed code proves no more than that
+# somebody can read that mailbox now.
 CODE_SECONDS = 10 * 60
-CODE_ATTEMPTS = 3
+CODE_ATTEMPTS = 3  # of who has the code's ticket, and as many of who has not
 LIVE_CODES = 2  # of an email, the newest: late mail does no harm
-DAY = 24 * 3600
-GUESSES = (("email", "wrong", 15, 15 * 60), ("email", "wrong", 60, DAY))
-LIMITS = {  # what is asked for: (whose, event, how many, in seconds)
-    "wrong": GUESSES + (("address", "wrong", 100, DAY),),
-    "request": GUESSES + (("email", "request", 5, 15 * 60), ("address", "request", 300, DAY)),
+QUARTER, DAY = 15 * 60, 24 * 3600
+LIMITS = {  # event: (whose, how many, in seconds)
+    "wrong": ((["email"], 15, QUARTER), (["email"], 60, DAY), (["address"], 100, DAY)),
+    "request": ((["email", "address"], 5, QUARTER), (["email"], 10, QUARTER),
+                (["email"], 30, DAY), (["address"], 100, DAY)),
 }
+KEY_DAYS = 36500  # that a key may last, if it is to end at all
 READ_SECONDS = 10  # for a client to send its request, and to take the reply
 WRITE_SECONDS = 5  # to wait for another writer of the database
+WRITERS = 64  # that wait at once
 MAIL_SECONDS = 20  # for a whole delivery
 MAILS = 32  # under way at once
 CONNECTIONS = 192  # open at once: macOS gives a program 256 descriptors, for mails as well
@@ -2212,124 +2216,189 @@ def delivery_for(ctx, how, bound_to, sender):
 
 
 # ---- Store ----------------------------
-# The only place that knows SQL: users, keys, live codes, and the events that limits count. Codes
-# and keys are stored as hashes only.
+# The only place that knows SQL: users, keys, and the events that limits count. Codes, tickets and
+# keys are stored as hashes only.
 
-# Each from user_version n to n + 1; only ever appended to.
-MIGRATIONS = ["""
+CLOCK_SECONDS = 60  # by which the clock may be set back, and events still count
+APPLICATION, VERSION = 0x53637270, 3  # "Scrp"; versions 1 and 2 were never released
+# An event of kind "request" holds the code that was asked for, until a sign-in ends it. Users and
+# keys have no rowids, so that a sign-in writes to fewer trees.
+SCHEMA = f"""
 CREATE TABLE secret (value BLOB NOT NULL);
 CREATE TABLE users (id TEXT PRIMARY KEY, email TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
-    created_at REAL NOT NULL);
-CREATE TABLE keys (id TEXT PRIMARY KEY, user_id TEXT NOT NULL, hash BLOB NOT NULL UNIQUE,
-    name TEXT NOT NULL, start TEXT NOT NULL, created_at REAL NOT NULL, last_used_at REAL);
-CREATE TABLE codes (email TEXT PRIMARY KEY, hash BLOB NOT NULL, expires_at REAL NOT NULL,
-    attempts INTEGER NOT NULL);
-CREATE TABLE events (id INTEGER PRIMARY KEY, email TEXT NOT NULL, kind TEXT NOT NULL,
-    at REAL NOT NULL);
+    created_at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE keys (id TEXT NOT NULL, user_id TEXT NOT NULL, hash BLOB NOT NULL UNIQUE,
+    name TEXT NOT NULL, start TEXT NOT NULL, created_at REAL NOT NULL, last_used_at REAL,
+    expires_at REAL, PRIMARY KEY (user_id, id)) WITHOUT ROWID;
+CREATE TABLE events (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, email TEXT NOT NULL,
+    address TEXT NOT NULL, at REAL NOT NULL, hash BLOB, ticket BLOB, ticket_tries INTEGER);
 CREATE INDEX events_by_email ON events (email, kind, at);
-CREATE INDEX events_by_age ON events (at);
-CREATE INDEX keys_by_user ON keys (user_id)
-""", """
-CREATE TABLE live (id INTEGER PRIMARY KEY, email TEXT NOT NULL, hash BLOB NOT NULL,
-    expires_at REAL NOT NULL, attempts INTEGER NOT NULL);
-INSERT INTO live (email, hash, expires_at, attempts)
-    SELECT email, hash, expires_at, attempts FROM codes;
-DROP TABLE codes;
-CREATE INDEX live_by_email ON live (email);
-ALTER TABLE events ADD COLUMN address TEXT NOT NULL DEFAULT '';
-CREATE INDEX events_by_address ON events (address, kind, at)
-"""]
+CREATE INDEX events_by_address ON events (address, kind, at);
+PRAGMA application_id = {APPLICATION};
+PRAGMA user_version = {VERSION}
+"""
+TABLES = {"secret": "value", "users": "email", "keys": "hash", "events": "email"}  # and an index
+# An email's codes that are not over, the newest first. The tries of a code are what is left of
+# three after all wrong codes that came later than its request.
+CODES = f"""SELECT id, hash, ticket, ticket_tries, address, {CODE_ATTEMPTS} - (SELECT count(*)
+    FROM events AS wrong WHERE email = request.email AND kind = 'wrong' AND wrong.id > request.id)
+FROM events AS request WHERE email = ? AND kind = 'request' AND at BETWEEN ? AND ?
+    AND hash IS NOT NULL ORDER BY id DESC"""
+# When each limit that is reached ends, and whose it is. The + keeps SQLite off the index by address:
+# that may be everybody's.
+LIMITS_REACHED = {kind: " UNION ALL ".join(
+    f"""SELECT * FROM (SELECT at + {seconds}, '{whose[0]}' FROM events
+    WHERE :{whose[0]} <> '' AND {' AND '.join(f"{'+' * n}{each} = :{each}" for n, each in enumerate(whose))}
+    AND kind = '{kind}' AND at BETWEEN :now - {seconds} AND :now + {CLOCK_SECONDS}
+    ORDER BY at DESC LIMIT 1 OFFSET {most - 1})""" for whose, most, seconds in limits)
+    for kind, limits in LIMITS.items()}
+Code = collections.namedtuple("Code", "id hash ticket ticket_tries address tries")
+Attempt = collections.namedtuple("Attempt", "email address code ticket")  # to sign in
+Key = collections.namedtuple("Key", "user_id email user_name id used_at expires_at")
 
 
-def too_many(what, subject, seconds):
-    wait = int(seconds) + 1
-    error = ScriptoError("resource-exhausted", f"Too many {what}.", f"retry in {wait} seconds",
-                         headers=[("Retry-After", str(wait))])
-    error.note = f" too many {what}: {subject}"  # for the log
+def noted(error, note):
+    """The error, with a note for the log."""
+    error.note = note
     return error
 
 
-def hash_of(key):
-    """Plain: nobody guesses 32 random bytes."""
+def too_many(what, whose, seconds):
+    """resource-exhausted. whose: for the log."""
+    wait = int(seconds) + 1
+    error = ScriptoError("resource-exhausted", f"Too many {what}.", f"retry in {wait} seconds",
+                         headers=[("Retry-After", str(wait))])
+    return noted(error, f"too many {what}: {whose}")
+
+
+def wrong_code(tries, note):
+    """The refusal of a code. tries: how many are left; None where that is not to be told."""
+    text = "The code is wrong or has expired."
+    if tries == 0:
+        text = "The code is wrong. That was the last try: this code is used up."
+    elif tries:
+        left = "1 try is" if tries == 1 else f"{tries} tries are"
+        text = f"The code is wrong; {left} left. Compare the digits and run it again."
+    return noted(invalid(text, NEXT_CODE), note)
+
+
+def hash_of(secret):
+    """Plain: nobody guesses the random bytes of a key or a ticket."""
     import hashlib  # lazy
 
-    return hashlib.sha256(key.encode()).digest()
-
-
-class Job:
-    """One caller's part of a transaction."""
-
-    taken = committed = False
-    result = refusal = None
-
-    def __init__(self, work, values):
-        self.work, self.values = work, values
+    return hashlib.sha256(secret.encode()).digest()
 
 
 class Store:
-    """What write() returned survives a power cut. Reads have a connection of their own, as has what
-    no answer waits for, once a second: these wait for no disk. SQLite's locks hold off other
-    processes. Each statement is read to its end: on PyPy it would stay open, and COMMIT fail. A
-    file is made, or brought up to date, for serving only."""
+    """What a method that writes has returned survives a power cut. SQLite's locks hold off other
+    processes. Reads have a connection of their own, which waits for no writer. Each statement is
+    read to its end: on PyPy it would stay open, and COMMIT would fail."""
 
-    def __init__(self, ctx, path, serving=True):
+    def __init__(self, ctx, path, use="serve"):
+        """use: "serve" makes the file if there is none; "write" changes one that is there; "read"
+        leaves it as it is. Raises failed-precondition."""
         import sqlite3  # lazy
         import threading
 
         self.lock, self.read_lock = threading.Lock(), threading.Lock()
-        self.jobs = collections.deque()  # that wait for the next transaction
-        home = "" if path else xdg_folder(ctx, "XDG_DATA_HOME", ".local/share", "pass --db FILE")
-        # No `:memory:`, which would be lost at the end.
-        self.path = path = os.path.abspath(path or os.path.join(home, "scripto", "scripto.db"))
+        self.room = threading.BoundedSemaphore(WRITERS)
+        self.connections = []
+        if not path:
+            home = xdg_folder(ctx, "XDG_DATA_HOME", ".local/share", "pass --db FILE")
+            path = os.path.join(home, "scripto", "scripto.db")
+        self.path = os.path.abspath(path)  # of `:memory:`, too, which would be lost at the end
         try:
-            self.make(home, serving)
-            self.file = os.stat(path)
-            self.db = self.connect(WRITE_SECONDS, "FULL")
-            self.write(self.migrate, serving)
-            if serving:
-                os.chmod(path, 0o600)
-                self.run("PRAGMA journal_mode = WAL")
-            self.reader, self.tidier = self.connect(0.2, "NORMAL"), self.connect(0.2, "NORMAL")
-            self.secret = self.read("SELECT value FROM secret")[0][0]
-            self.check()  # which opens SQLite's other files, while there are descriptors left
+            if use != "read":
+                refuse_links(self.path)
+            if use == "serve":
+                self.make_file()
+            self.file = os.stat(self.path)
+            self.open(use)
         except (OSError, UnicodeError, sqlite3.Error) as error:
-            hint = "mend that, or pass --db FILE if you mean another"
-            if type(error) is sqlite3.DatabaseError:  # it is damaged, or none
-                hint = "restore a backup; sqlite3's command .recover may save what is in there"
-            raise self.trouble(f"cannot be used: {error}", hint) from error
-        self.uses, self.ended = {}, threading.Event()  # of keys, to be noted; of serving
-        self.tidying = threading.Thread(target=self.keep_tidy, daemon=True)
-        if serving:
-            self.tidying.start()
-
-    def make(self, home, serving):
-        """By us, so that it is 0600 before SQLite writes; its side files follow suit."""
-        if home:
-            refuse_links(self.path)
-        if home and serving:
-            make_folders(os.path.dirname(self.path))
-        flags = os.O_RDWR | NONBLOCK | (os.O_CREAT if serving else 0)
-        os.close(os.open(self.path, flags, 0o600))
-        if home and serving:
-            give(self.path)
+            self.close()
+            raise self.unusable(error) from error
+        except ScriptoError:
+            self.close()
+            raise
 
     def trouble(self, what, hint):
         return failed(f"The database {self.path} {what}.", hint)
 
-    def connect(self, seconds, synchronous):
+    def unusable(self, error):
         import sqlite3  # lazy
 
-        db = sqlite3.connect(
-            self.path, timeout=seconds, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA synchronous = " + synchronous).fetchall()
+        hint = "mend that, or pass --db FILE if you mean another"
+        if "locked" in str(error):
+            hint = "another program holds it: wait for that program, or end it"
+        elif type(error) is sqlite3.DatabaseError:  # it is damaged, or none
+            hint = "restore a backup; sqlite3's command .recover may save what is in there"
+        return self.trouble(f"cannot be used: {error}", hint)
+
+    def make_file(self):
+        """By us, so that it is 0600 before SQLite writes; its side files follow suit."""
+        make_folders(os.path.dirname(self.path))
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            give(self.path)
+
+    def connect(self, mode, seconds=WRITE_SECONDS):
+        """seconds: to wait for other programs that write."""
+        import pathlib  # lazy
+        import sqlite3
+
+        self.uri = f"{pathlib.Path(self.path).as_uri()}?mode={mode}"
+        db = sqlite3.connect(self.uri, uri=True, timeout=seconds, isolation_level=None,
+                             check_same_thread=False)
+        self.connections.append(db)
         return db
 
+    def open(self, use):
+        if use == "read":
+            self.reader = self.connect_to_read()
+            return self.check_kind(self.reader)
+        self.db = self.connect("rw")
+        self.run("PRAGMA synchronous = FULL")
+        with self.transaction():
+            if use == "serve" and self.run("SELECT count(*) FROM sqlite_master") == [(0,)]:
+                for statement in SCHEMA.split(";"):
+                    self.run(statement)
+                self.run("INSERT INTO secret (value) VALUES (?)", os.urandom(32))
+            self.check_kind(self.db)
+        if use == "serve":
+            os.chmod(self.path, 0o600)
+            self.run("PRAGMA journal_mode = WAL")
+        self.reader = self.connect("rw", 0)
+        self.read("PRAGMA synchronous = NORMAL")
+        self.secret = self.read("SELECT value FROM secret")[0][0]
+        self.check()  # which opens SQLite's other files, while there are descriptors left
+
+    def connect_to_read(self):
+        """Where nothing can be written, SQLite reads only what it is told nobody changes. Without
+        a write-ahead log that is so."""
+        import sqlite3  # lazy
+
+        try:
+            db = self.connect("ro")
+            db.execute("PRAGMA user_version").fetchall()
+        except sqlite3.OperationalError:
+            if os.path.exists(self.path + "-wal"):
+                raise
+            db = self.connect("ro&immutable=1")
+        return db
+
+    def check_kind(self, db):
+        """Raises failed-precondition, with nothing changed, for a file that this version has not
+        made. Who is told to pass another would start with an empty one, and lock everybody out."""
+        ((application,),) = db.execute("PRAGMA application_id").fetchall()
+        ((version,),) = db.execute("PRAGMA user_version").fetchall()
+        if application != APPLICATION:
+            raise self.trouble("is none that scripto made", "pass another file with --db")
+        if version != VERSION:
+            hint = "update scripto, or use the version that made it; keep the file"
+            raise self.trouble("was made by another version of scripto", hint)
+
     def close(self):
-        self.ended.set()
-        if self.tidying.ident:  # it was started
-            self.tidying.join()
-            self.tidy()
-        for db in (self.tidier, self.reader, self.db):
+        for db in self.connections[::-1]:
             db.close()
 
     def run(self, sql, *values):
@@ -2340,79 +2409,32 @@ class Store:
             return self.reader.execute(sql, values).fetchall()
 
     @contextlib.contextmanager
-    def held(self, seconds):
-        """Other threads do not write. Raises OSError if one is not done by then."""
-        if not self.lock.acquire(timeout=seconds):
-            raise TimeoutError(errno.ETIMEDOUT, "another writer is not done")
+    def transaction(self):
+        """All that is run in it is on the disk at its end, or nothing is, if anything is raised.
+        Raises internal where too many wait: connections are for others, too."""
+        busy = noted(ScriptoError("internal", "The database is busy.", NEXT_RETRY), "too many wait")
+        if not self.room.acquire(blocking=False):
+            raise busy
         try:
-            yield
+            if not self.lock.acquire(timeout=WRITE_SECONDS):
+                raise busy
+            try:
+                self.run("BEGIN IMMEDIATE")
+                yield
+                self.run("COMMIT")
+            finally:
+                self.db.rollback()  # if it is still open, also where COMMIT failed
+                self.lock.release()
         finally:
-            self.lock.release()
-
-    @contextlib.contextmanager
-    def transaction(self, db):
-        """Of one that fails nothing stays, also if it is COMMIT that does, by a full disk, say."""
-        try:
-            db.execute("BEGIN IMMEDIATE").fetchall()
-            yield
-            db.execute("COMMIT").fetchall()
-        finally:
-            db.rollback()  # if it is still open
-
-    def write(self, work, *values):
-        """What work(*values) returns, once it is on the disk. Who comes during a transaction shares
-        the next one, and its flush, with all who wait. A ScriptoError undoes nothing of it: an
-        attempt that is refused counts."""
-        job = Job(work, values)
-        self.jobs.append(job)
-        with self.lock:
-            if not job.taken:
-                self.commit([self.jobs.popleft() for _ in range(len(self.jobs))])
-        if not job.committed:
-            raise OSError(errno.EIO, "what shared its transaction failed")
-        if job.refusal:
-            raise job.refusal
-        return job.result
-
-    def commit(self, jobs):
-        for job in jobs:
-            job.taken = True
-        with self.transaction(self.db):
-            for job in jobs:
-                try:
-                    job.result = job.work(*job.values)
-                except ScriptoError as error:
-                    job.refusal = error
-        for job in jobs:
-            job.committed = True
+            self.room.release()
 
     def check(self):
-        """Raises unless both connections read, and from the file at its path: what goes into one
-        that was deleted is lost."""
-        sql = "SELECT count(*) FROM secret"
-        self.read(sql)
-        with self.held(0.5):
-            self.run(sql)
+        """Raises unless a row of each table can be read, and from the file at its path: what goes
+        into one that was deleted is lost."""
+        for table, column in TABLES.items():
+            self.read(f"SELECT * FROM {table} ORDER BY {column} LIMIT 1")
         if not os.path.samestat(self.file, os.stat(self.path)):
             raise OSError(errno.ESTALE, "another database is in its place")
-
-    def migrate(self, serving):
-        """Raises, with nothing changed, for a file that is not this program's."""
-        version = self.run("PRAGMA user_version")[0][0]
-        names = {row[0] for row in self.run("SELECT name FROM sqlite_master")}
-        if {"secret", "events"} - names if version else names:
-            raise self.trouble("belongs to another program", "pass another file with --db")
-        if version > len(MIGRATIONS):
-            raise self.trouble("was made by a newer scripto", "update scripto; keep the file")
-        if version == len(MIGRATIONS):
-            return
-        if not serving:
-            raise self.trouble("is an older scripto's", "run scripto serve on it, once")
-        for statement in ";".join(MIGRATIONS[version:]).split(";"):
-            self.run(statement)
-        if version == 0:
-            self.run("INSERT INTO secret (value) VALUES (?)", os.urandom(32))
-        self.run(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
     def code_hash(self, email, code):
         """Keyed, since a plain hash of six digits hides nothing."""
@@ -2421,120 +2443,124 @@ class Store:
         return hmac.new(self.secret, f"{email}\0{code}".encode(), "sha256").digest()
 
     def check_limits(self, kind, email, address):
-        """Raises resource-exhausted until both are within all limits; "" as address has none."""
+        """Raises resource-exhausted until all limits are kept; one that is "" has none."""
         now = time.time()
-        refusals = []
-        for column, event, most, seconds in LIMITS[kind]:
-            subject = email if column == "email" else address
-            sql = (f"SELECT at FROM events WHERE {column} = ? AND kind = ? AND at > ?"
-                   " ORDER BY at DESC LIMIT 1 OFFSET ?")
-            rows = self.run(sql, subject, event, now - seconds, most - 1) if subject else []
-            refusals += [(min(at, now) + seconds - now, column) for at, in rows]
-        if refusals:
-            wait, column = max(refusals)
-            shown = address if column == "address" else self.code_hash(email, "").hex()[:12]
-            raise too_many("attempts for this " + column, shown, wait)
+        values = {"email": email, "address": address, "now": now}
+        full = self.db.execute(LIMITS_REACHED[kind], values).fetchall()
+        if full:
+            until, whose = max(full)
+            what = "wrong codes" if kind == "wrong" else "code requests"
+            shown = address if whose == "address" else self.code_hash(email, "").hex()[:12]
+            raise too_many(f"{what} for this {whose}", shown, until - now)
 
-    def add_event(self, kind, email, address):
-        sql = "INSERT INTO events (kind, email, address, at) VALUES (?, ?, ?, ?)"
-        return self.db.execute(sql, (kind, email, address, time.time())).lastrowid
+    def put_code(self, email, address, code, ticket):
+        """Counts the request and stores its code, before any mail brings it. Returns the request's
+        number. All other codes stay, so that nothing is to be mended if the mail fails."""
+        with self.transaction():
+            self.check_limits("request", email, address)
+            now = time.time()
+            self.run("DELETE FROM events WHERE id IN (SELECT id FROM events ORDER BY id LIMIT 100)"
+                     " AND at NOT BETWEEN ? AND ?", now - DAY, now + CLOCK_SECONDS)
+            return self.db.execute(
+                "INSERT INTO events (kind, email, address, at, hash, ticket, ticket_tries)"
+                " VALUES ('request', ?, ?, ?, ?, ?, ?)",
+                (email, address, now, self.code_hash(email, code), hash_of(ticket), CODE_ATTEMPTS),
+            ).lastrowid
 
-    def put_code(self, email, address, code):
-        """Counts the request and stores its code, before any mail brings it; returns the event.
-        New attempts for the code; those counted for the email stay."""
-        self.check_limits("request", email, address)
-        # One more than are good: when this one's mail fails, all is as it was.
-        self.run("DELETE FROM live WHERE email = ? AND id NOT IN"
-                 " (SELECT id FROM live WHERE email = ? ORDER BY id DESC LIMIT ?)",
-                 email, email, LIVE_CODES)
-        self.run("INSERT INTO live (email, hash, expires_at, attempts) VALUES (?, ?, ?, ?)",
-                 email, self.code_hash(email, code), time.time() + CODE_SECONDS, CODE_ATTEMPTS)
-        return self.add_event("request", email, address)
+    def take_back(self, number, charged):
+        """The code of a mail that failed, and the request, too, unless it is charged."""
+        with self.transaction():
+            if charged:
+                self.run("UPDATE events SET hash = NULL WHERE id = ?", number)
+            else:
+                self.run("DELETE FROM events WHERE id = ?", number)
 
-    def take_back(self, email, code, event):
-        """The code, and its event if one is given."""
-        entered = self.code_hash(email, code)
-        self.run("DELETE FROM live WHERE email = ? AND hash = ?", email, entered)
-        self.run("DELETE FROM events WHERE id = ? AND email = ?", event, email)
-
-    def redeem(self, email, address, code, name):
-        """Spends a code on a key; returns what its owner gets, the key itself for the only time.
-        Raises invalid-argument, and counts the attempt if a code is live: without, it cannot
-        succeed, and would only lock somebody out."""
+    def redeem(self, attempt, name, seconds):
+        """Spends a code on a key that lasts so long, None for good. Returns what its owner gets,
+        the key itself for the only time. Raises invalid-argument, once that is counted."""
         import hmac  # lazy
-        import secrets
 
-        self.check_limits("wrong", email, address)
+        email, entered = attempt.email, self.code_hash(attempt.email, attempt.code)
+        ticket, now, refusal = hash_of(attempt.ticket), time.time(), None
+        with self.transaction():
+            codes = list(map(Code._make, self.run(
+                CODES, email, now - CODE_SECONDS, now + CLOCK_SECONDS)))
+            own = [code for code in codes if code.ticket_tries > 0
+                   and hmac.compare_digest(code.ticket, ticket)]
+            good = [code for code in codes[:LIVE_CODES] if code.tries > 0]
+            self.check_limits("wrong", "" if own else email, attempt.address)
+            if any([hmac.compare_digest(code.hash, entered) for code in own + good]):
+                data = self.mint(email, name, seconds)
+            else:
+                refusal = self.count_wrong(attempt, own, good)
+        if refusal:
+            raise refusal
+        return data
+
+    def count_wrong(self, attempt, own, good):
+        """Returns the refusal. It is one more event whether a code is live or not, so that the time
+        does not tell. How many tries are left is for who has asked for the code, which shows by a
+        ticket or an address: to others the answer is the same without any code."""
+        self.add_wrong(attempt.email if good and not own else "", attempt.address)
+        if own:
+            self.run("UPDATE events SET ticket_tries = ticket_tries - 1 WHERE id = ?", own[0].id)
+        tries = [code.ticket_tries for code in own] or [
+            code.tries for code in good if code.address == attempt.address]
+        note = "wrong code" if own or good else "no live code"
+        return wrong_code(max(tries) - 1 if tries else None, note)
+
+    def add_wrong(self, email, address):
+        """Counts for both. One that counts for nobody takes the place of the last such one."""
+        self.run("INSERT OR REPLACE INTO events (id, kind, email, address, at)"
+                 " VALUES (?, 'wrong', ?, ?, ?)",
+                 None if email or address else 0, email, address, time.time())
+
+    def mint(self, email, name, seconds):
+        """Makes a key, and a user if the email is new; ends the email's codes."""
+        import secrets  # lazy
+
         now = time.time()
-        entered = self.code_hash(email, code)
-        live = self.run("SELECT hash FROM live WHERE email = ? AND attempts > 0"
-                        " AND expires_at BETWEEN ? AND ? ORDER BY id DESC LIMIT ?",
-                        email, now, now + CODE_SECONDS, LIVE_CODES)
-        if not any([hmac.compare_digest(each, entered) for each, in live]):
-            if live:
-                self.run("UPDATE live SET attempts = attempts - 1 WHERE email = ?", email)
-                self.add_event("wrong", email, address)
-            raise invalid("The code is wrong or has expired.", NEXT_CODE)
-        self.run("DELETE FROM live WHERE email = ?", email)
-        key = KEY_PREFIX + secrets.token_urlsafe(32)
-        user_id, key_id = "user_" + secrets.token_hex(12), "key_" + secrets.token_hex(12)
+        expires = None if seconds is None else now + seconds
+        key, key_id = KEY_PREFIX + secrets.token_urlsafe(32), "key_" + secrets.token_hex(12)
+        self.run("UPDATE events SET hash = NULL WHERE email = ? AND kind = 'request'", email)
         self.run("INSERT OR IGNORE INTO users (id, email, name, created_at) VALUES (?, ?, '', ?)",
-                 user_id, email, now)
-        user_id = self.run("SELECT id FROM users WHERE email = ?", email)[0][0]
-        self.run("INSERT INTO keys (id, user_id, hash, name, start, created_at)"
-                 " VALUES (?, ?, ?, ?, ?, ?)",
-                 key_id, user_id, hash_of(key), name, key[len(KEY_PREFIX) :][:6], now)
-        return {"apiKey": key, "keyId": key_id, "userId": user_id, "email": email}
+                 "user_" + secrets.token_hex(12), email, now)
+        ((user_id,),) = self.run("SELECT id FROM users WHERE email = ?", email)
+        self.run("INSERT INTO keys (id, user_id, hash, name, start, created_at, expires_at)"
+                 " VALUES (?, ?, ?, ?, ?, ?, ?)", key_id, user_id, hash_of(key), name,
+                 key[len(KEY_PREFIX) :][:6], now, expires)
+        return {"apiKey": key, "keyId": key_id, "userId": user_id, "email": email,
+                "expiresAt": timestamp(expires)}
 
-    def user_of(self, key):
-        """(id, email, name), or None. The key's use is noted once a minute, and later: a full disk
-        or a busy writer keeps nobody out of a guarded page."""
-        now, rows = time.time(), self.read(
-            "SELECT users.id, email, users.name, keys.id, coalesce(last_used_at, 0)"
+    def find_key(self, key):
+        """What is known of it, None if it is nobody's."""
+        rows = self.read(
+            "SELECT users.id, email, users.name, keys.id, coalesce(last_used_at, 0), expires_at"
             " FROM keys JOIN users ON users.id = user_id WHERE hash = ?", hash_of(key))
-        if rows and not now - 60 < rows[0][4] <= now:
-            self.uses[rows[0][3]] = now
-        return rows[0][:3] if rows else None
+        return Key(*rows[0]) if rows else None
 
-    def tidy(self):
-        """Notes when keys were used. Of what is over a few rows go: millions would be waited for.
-        What a clock that was ahead has noted counts as now. If it cannot be now, later."""
+    def note_use(self, key):
+        """Once a minute. What cannot be noted at once is left to the next use: a full disk or a
+        busy writer keeps nobody out of a guarded page."""
         import sqlite3  # lazy
 
-        uses = [(at, key_id) for key_id, at in self.uses.copy().items()]
-        few = "WHERE id IN (SELECT id FROM events WHERE at {} ? LIMIT 500)"
-        try:
-            with self.held(0.1), self.transaction(self.tidier):
-                now = time.time()
-                for sql, rows in (
-                    ("UPDATE keys SET last_used_at = ? WHERE id = ?", uses),
-                    ("DELETE FROM events " + few.format("<="), [(now - DAY,)]),
-                    ("UPDATE events SET at = ? " + few.format(">"), [(now, now)]),
-                    ("DELETE FROM live WHERE id IN (SELECT id FROM live ORDER BY id LIMIT 500)"
-                     " AND expires_at NOT BETWEEN ? AND ?",
-                     [(now, now + CODE_SECONDS + 60)]),  # a clock may be set back a little
-                ):
-                    self.tidier.executemany(sql, rows)
-        except (OSError, MemoryError, sqlite3.Error):
-            return
-        for _, key_id in uses:
-            del self.uses[key_id]
-
-    def keep_tidy(self):
-        while not self.ended.wait(1):
-            self.tidy()
+        now = time.time()
+        if not now - 60 < key.used_at <= now:
+            with contextlib.suppress(sqlite3.Error):
+                self.read("UPDATE keys SET last_used_at = ? WHERE user_id = ? AND id = ?",
+                          now, key.user_id, key.id)
 
     def keys_of(self, user_id):
-        """(id, name, start, since, last use) of each."""
-        uses = self.uses.copy()  # before those on the disk, or one could be in neither
-        rows = self.read("SELECT id, name, start, created_at, last_used_at FROM keys"
-                         " WHERE user_id = ? ORDER BY created_at, id", user_id)
-        return [(*row[:4], uses.get(row[0], row[4])) for row in rows]
+        """(id, name, start, since, last use, end) of each."""
+        return self.read(
+            "SELECT id, name, start, created_at, last_used_at, expires_at FROM keys"
+            " WHERE user_id = ? ORDER BY created_at, id", user_id)
 
     def delete_key(self, user_id, key_id):
         """False for a key that this user has not."""
-        self.run("DELETE FROM keys WHERE id = ? AND user_id = ?", key_id, user_id)
-        return self.run("SELECT changes()") == [(1,)]
+        with self.transaction():
+            self.run("DELETE FROM keys WHERE user_id = ? AND id = ?", user_id, key_id)
+            return self.run("SELECT changes()") == [(1,)]
 
     def users(self):
         """(email, id, since, last use, number of keys) of each."""
@@ -2544,10 +2570,31 @@ class Store:
 
     def delete_user(self, email):
         """With all keys and live codes; what limits count stays. False if there is none."""
-        self.run("DELETE FROM live WHERE email = ?", email)
-        self.run("DELETE FROM keys WHERE user_id IN (SELECT id FROM users WHERE email = ?)", email)
-        self.run("DELETE FROM users WHERE email = ?", email)
-        return self.run("SELECT changes()") == [(1,)]
+        with self.transaction():
+            self.run("UPDATE events SET hash = NULL WHERE email = ? AND kind = 'request'", email)
+            self.run("DELETE FROM keys WHERE user_id IN (SELECT id FROM users WHERE email = ?)",
+                     email)
+            self.run("DELETE FROM users WHERE email = ?", email)
+            return self.run("SELECT changes()") == [(1,)]
+
+    def copy_to(self, path):
+        """Puts a whole copy at that path, as all of it is at one moment. By plain SQL: Python 3.6 has
+        no Connection.backup(), and SQLite before 3.27 no VACUUM INTO. Raises OSError, sqlite3.Error."""
+        import sqlite3  # lazy
+        import tempfile
+
+        place, name = os.path.split(path)
+        descriptor, beside = tempfile.mkstemp(prefix=name + ".", dir=place)  # with mode 0600
+        os.close(descriptor)
+        copies = [f"INSERT INTO {table} SELECT * FROM source.{table}" for table in TABLES]
+        try:
+            with contextlib.closing(sqlite3.connect(beside, isolation_level=None, uri=True)) as copy:
+                copy.execute("ATTACH ? AS source", (self.uri,)).fetchall()
+                for statement in ["BEGIN", *SCHEMA.split(";"), *copies, "COMMIT"]:
+                    copy.execute(statement).fetchall()
+            os.replace(beside, path)
+        finally:
+            remove(beside)  # if it is still there
 
 
 # ---- Log ------------------------------
@@ -2604,7 +2651,7 @@ class Log:
 # What the backend answers. A route takes the backend and a request and returns (status, object or
 # bytes, headers), or raises ScriptoError. It knows neither sockets nor SQL.
 
-BEARER = ("WWW-Authenticate", "Bearer")
+RESOURCE = "/.well-known/oauth-protected-resource"  # RFC 9728, 3
 
 
 def client_of(address):
@@ -2637,6 +2684,9 @@ class Backend:
         self.journal = Log(ctx)
         self.guard, self.mails = threading.Lock(), threading.BoundedSemaphore(MAILS)
         self.rate_limit = check_number(args.rate_limit or "60", "--rate-limit", 10**9)
+        self.key_seconds = None  # that a key lasts at most
+        if args.key_days:
+            self.key_seconds = check_number(args.key_days, "--key-days", KEY_DAYS, 1) * DAY
         self.rules = {check_address(rule.lower(), "--allow") for rule in args.allow or ()}
         self.public_url = args.public_url
         host = "localhost"
@@ -2663,7 +2713,11 @@ class Backend:
             times.append(now)
 
     def admit(self, request, command):
-        """(fields, email, client or "") of a public route, if its limit and --allow let it in."""
+        """(fields, email, client or "") of a public route, if its limit and --allow let it in. A page
+        on the web could send its visitors here by a form; their browsers name it as the Origin."""
+        if "origin" in request.headers:
+            raise noted(ScriptoError("permission-denied", "Web pages cannot sign in here.",
+                                     NEXT_GUIDE), "from a web page")
         client = client_of(request.address()) if self.rate_limit else ""
         if client:
             self.count(client)
@@ -2673,20 +2727,35 @@ class Backend:
         email = check_email(text_of(fields, "email"), command).lower()
         if not self.allows(email):
             hint = f"ask the operator of {self.public_url} to allow it, or use another email"
-            raise ScriptoError("permission-denied", "That email is not allowed here.", hint)
+            raise noted(ScriptoError("permission-denied", "That email is not allowed here.", hint),
+                        "not allowed")
         return fields, email, client
 
     def allows(self, email):
         return not self.rules or bool({email, email[email.index("@") :]} & self.rules)
 
-    def user_of(self, request):
-        """The bearer (RFC 6750). Raises unauthenticated."""
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        user = self.store.user_of(key.strip()) if scheme.lower() == "bearer" else None
-        if user is None or not self.allows(user[1]):
-            raise ScriptoError("unauthenticated", "The key is missing or not valid.", NEXT_SIGN_IN,
-                               headers=[BEARER])
-        return user
+    def key_of(self, request):
+        """The bearer's key (RFC 6750), with its user. Raises unauthenticated."""
+        scheme, _, text = request.headers.get("authorization", "").partition(" ")
+        text = text.strip() if scheme.lower() == "bearer" else ""
+        key = self.store.find_key(text)
+        if not key:
+            raise self.refusal(text, "unknown key" if text else "no key")
+        request.note = f"{key.user_id} {key.id}"
+        if key.expires_at is not None and key.expires_at <= time.time():
+            raise self.refusal(text, "expired", "The key has expired.")
+        if not self.allows(key.email):
+            raise self.refusal(text, "not allowed")
+        self.store.note_use(key)
+        return key
+
+    def refusal(self, key, note, message="The key is missing or not valid."):
+        """unauthenticated, with where it is told how to get in (RFC 6750, 3; RFC 9728, 5.1)."""
+        challenge = f'Bearer realm="Scripto", resource_metadata="{self.public_url}{RESOURCE}"'
+        if key:
+            challenge += ', error="invalid_token"'
+        return noted(ScriptoError("unauthenticated", message, NEXT_SIGN_IN,
+                                  headers=[("WWW-Authenticate", challenge)]), note)
 
 
 def success(data):
@@ -2699,60 +2768,73 @@ def route_login_request(backend, request):
     import secrets  # lazy
 
     _, email, client = backend.admit(request, "login-request")
-    code = "%06d" % secrets.randbelow(10**6)
-    store = backend.store
+    code, ticket = "%06d" % secrets.randbelow(10**6), secrets.token_urlsafe(16)
     unsent = ScriptoError("internal", "The sign-in code could not be sent.", NEXT_RETRY)
     if not backend.mails.acquire(blocking=False):  # a slow mail server leaves connections to others
-        raise unsent
+        raise noted(unsent, "too many mails under way")
     try:
-        event = store.write(store.put_code, email, client, code)  # flushed: the mail promises it
+        number = backend.store.put_code(email, client, code, ticket)
         try:
             subject = f"{code} is your Scripto sign-in code"
             text = CODE_MAIL.format(backend.public_url, code)
             backend.deliver(compose(backend.sender, email, subject, text), email)
         except MAIL_ERRORS as error:
-            refusal = getattr(error, "code", "") == "invalid-argument"
-            store.write(store.take_back, email, code, None if refusal else event)
+            refused = getattr(error, "code", "") == "invalid-argument"
+            backend.store.take_back(number, charged=refused)
             status = getattr(error, "smtp_code", "")  # not its text, which may quote the address
-            backend.log(f"mail failed: {type(error).__name__} {status}")
-            raise error if refusal else unsent
+            note = f"mail failed: {type(error).__name__} {status}"
+            raise noted(error if refused else unsent, note)
     finally:
         backend.mails.release()
-    return success({"ok": True, "email": email})
+    return success({"ok": True, "email": email, "ticket": ticket})
+
+
+def seconds_of(backend, fields):
+    """How long the new key is to last; None for good."""
+    seconds, most = fields.get("expiresIn"), backend.key_seconds
+    if seconds is None:
+        return most
+    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not number or not 1 <= seconds <= KEY_DAYS * DAY:
+        raise invalid(f"expiresIn is no number of seconds up to {KEY_DAYS} days.",
+                      "pass another --expires-in")
+    return min(seconds, most or seconds)
 
 
 def route_login_complete(backend, request):
     fields, email, client = backend.admit(request, "login-complete")
-    code = check_code(text_of(fields, "otp"))
-    store = backend.store
+    code, ticket = check_code(text_of(fields, "otp")), text_of(fields, "ticket")
     name = check_key_name(text_of(fields, "name")) or "scripto-cli"
-    # Flushed: the key stays, and no power cut gives a guesser his attempts back.
-    return success(store.write(store.redeem, email, client, code, name))
+    seconds = seconds_of(backend, fields)
+    data = backend.store.redeem(Attempt(email, client, code, ticket), name, seconds)
+    request.note = f"{data['userId']} {data['keyId']}"
+    return success(data)
 
 
 def route_me(backend, request):
     """Two odd shapes, the product's. The headers are for web servers that guard pages."""
     try:
-        user_id, email, name = backend.user_of(request)
-    except ScriptoError:
-        return 401, {"error": "Unauthorized"}, [BEARER]
-    headers = [("X-Scripto-User", user_id), ("X-Scripto-Email", email.encode().decode("latin-1"))]
-    return 200, {"user": {"id": user_id, "email": email, "name": name}}, headers
+        key = backend.key_of(request)
+    except ScriptoError as error:
+        request.note += " " + error.note
+        return 401, {"error": "Unauthorized"}, error.headers
+    email = key.email.encode().decode("latin-1")
+    headers = [("X-Scripto-User", key.user_id), ("X-Scripto-Email", email)]
+    return 200, {"user": {"id": key.user_id, "email": key.email, "name": key.user_name}}, headers
 
 
 def route_keys(backend, request):
-    keys = backend.store.keys_of(backend.user_of(request)[0])
+    keys = backend.store.keys_of(backend.key_of(request).user_id)
     return success({"keys": [
         {"id": key_id, "name": name, "start": start, "createdAt": timestamp(created),
-         "lastUsedAt": timestamp(used), "expiresAt": None}  # they last until they are revoked
-        for key_id, name, start, created, used in keys]})
+         "lastUsedAt": timestamp(used), "expiresAt": timestamp(expires)}
+        for key_id, name, start, created, used, expires in keys]})
 
 
 def route_key(backend, request):
-    user_id = backend.user_of(request)[0]
+    user_id = backend.key_of(request).user_id
     key_id = request.path.rpartition("/")[2]
-    store = backend.store
-    if not store.write(store.delete_key, user_id, key_id):  # flushed: what is revoked stays dead
+    if not backend.store.delete_key(user_id, key_id):
         raise ScriptoError("not-found", "There is no such key.", "see the ids at GET /api/keys")
     return success({"id": key_id, "revoked": True})
 
@@ -2760,6 +2842,13 @@ def route_key(backend, request):
 def route_health(backend, request):
     backend.store.check()
     return success({"ok": True, "version": __version__})
+
+
+def route_resource(backend, request):
+    """RFC 9728, 2 and 3.2."""
+    url = backend.public_url
+    return 200, {"resource": url, "resource_name": "Scripto", "bearer_methods_supported": ["header"],
+                 "resource_documentation": url + "/llms.txt"}, []
 
 
 def own_source(public_url):
@@ -2789,6 +2878,7 @@ ROUTES = {  # path: (methods, route); HEAD is a GET whose body is not sent (RFC 
     "/api/keys": ("GET, HEAD", route_keys),
     "/api/keys/<id>": ("DELETE", route_key),
     "/healthz": ("GET, HEAD", route_health),
+    RESOURCE: ("GET, HEAD", route_resource),
     "/scripto.py": ("GET, HEAD", route_source),
     "/llms.txt": ("GET, HEAD", route_guide),
     "/": ("GET, HEAD", route_guide),
@@ -3312,7 +3402,7 @@ def cmd_serve(ctx, args):
 
 def cmd_users(ctx, args):
     """Beside a running server, or without."""
-    store = Store(ctx, args.db, serving=False)
+    store = Store(ctx, args.db, "read")
     rows = [{"email": email, "id": user_id, "createdAt": timestamp(since),
              "lastUsedAt": timestamp(used), "keys": keys}
             for email, user_id, since, used, keys in store.users()]
@@ -3324,14 +3414,31 @@ def cmd_users(ctx, args):
 
 def cmd_users_remove(ctx, args):
     email = args.email.lower()
-    store = Store(ctx, args.db, serving=False)
+    store = Store(ctx, args.db, "write")
     confirm(ctx, args, f"Remove {email}, with every key?", "users remove" + flags_of(args, "--db"))
-    known = store.write(store.delete_user, email)
+    known = store.delete_user(email)
     store.close()
     if not known:
         hint = "see who has with: scripto users list" + flags_of(args, "--db")
         raise ScriptoError("not-found", f"Nobody has signed up as '{email[:EMAIL_LENGTH]}'.", hint)
     return {"removed": email}, [f"✓ Removed: {email}, with every key"]
+
+
+def cmd_backup(ctx, args):
+    """Beside a running server, or without. What stood at that path stays until the copy is whole."""
+    import sqlite3  # lazy
+
+    store, path = Store(ctx, args.db, "read"), os.path.abspath(args.file)
+    try:
+        if os.path.exists(path) and os.path.samefile(path, store.path):
+            raise invalid("That is the database itself.", "pass another FILE")
+        store.copy_to(path)
+    except (OSError, sqlite3.Error) as error:
+        problem = f"The backup {path} cannot be written: {error}."
+        raise failed(problem, "mend that, or pass another FILE") from error
+    finally:
+        store.close()
+    return {"file": path}, [f"✓ Saved: {path}"]
 
 
 def demo_steps(folder, program, env):
@@ -3635,6 +3742,7 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "shell": ("bash|zsh|fish", "the shell"),
     "id": ("ID", "a key's id, as keys list has it"),
     "path": ("PATH", "a path at the backend"),
+    "file": ("FILE", "where to put the copy"),
     "--email": ("EMAIL", "the email to sign in with"),
     "--code": ("CODE", "the six-digit code; - reads standard input"),
     "--code-from": ("SOURCE", "-, cmd:COMMAND, maildir:DIR, mbox:FILE or"
@@ -3663,6 +3771,7 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--behind-proxy": (None, "take client addresses from X-Forwarded-For"),
     "--rate-limit": ("N", "requests a minute for an address (60); 0: any number"),
     "--allow": ("RULE", "let in only @domain or this address; may be given again"),
+    "--key-days": ("DAYS", "how long a new key lasts at most (for good)"),
     "--skill": (None, "as an agent skill, SKILL.md (agentskills.io)"),
     "--": ("COMMAND", "a command, with words of its own"),
     "--json": (None, "answer in JSON"),
@@ -3704,7 +3813,7 @@ COMMANDS = {
     "serve": Command(
         cmd_serve, "run a backend",
         "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
-        " --behind-proxy --rate-limit --allow --", "--mail maildir:mail", "here"),
+        " --behind-proxy --rate-limit --allow --key-days --", "--mail maildir:mail", "here"),
     "completion": Command(cmd_completion, "make a shell complete all this", "shell!", "bash"),
     "api": Command(
         cmd_api, "send a request with the key, and print the reply as it comes",
@@ -3717,6 +3826,9 @@ COMMANDS = {
     "users remove": Command(
         cmd_users_remove, "remove one, with every key", "email! --db --yes", "you@example.com",
         "backend"),
+    "backup": Command(
+        cmd_backup, "copy your backend's database, also while it is served", "file! --db",
+        "scripto-backup.db", "here"),
     "demo": Command(cmd_demo, "see the whole sign-in, in a throw-away folder", ""),
     "guide": Command(
         cmd_guide, "how an agent signs in; as JSON: all there is", "--skill --api-url"),

@@ -114,6 +114,9 @@ def rows(backend, table):
         return db.execute("SELECT count(*) FROM " + table).fetchone()[0]
 
 
+LIVE = "events WHERE hash IS NOT NULL"  # codes that no sign-in has ended
+
+
 def at_once(*works):
     """Calls all of them in the same moment, each in a thread; returns what they returned."""
     barrier = threading.Barrier(len(works))
@@ -313,7 +316,8 @@ def test_a_guesser_gets_fifteen_guesses_in_a_quarter_of_an_hour(backend):
 def wrong_guesses(backend):
     """How many the database has counted."""
     with contextlib.closing(sqlite3.connect(str(backend.db))) as db:
-        return db.execute("SELECT count(*) FROM events WHERE kind = 'wrong'").fetchone()[0]
+        sql = "SELECT count(*) FROM events WHERE kind = 'wrong' AND email <> ''"
+        return db.execute(sql).fetchone()[0]
 
 
 @pytest.mark.slow
@@ -733,7 +737,7 @@ def test_an_address_that_takes_no_mail_is_the_client_s_fault_and_counts(start_ba
     assert replies[0].value["error"]["nextAction"] == (
         "Pass --email <your-email> to: scripto auth login-request"
     )
-    assert YOU not in backend.log() and rows(backend, "live") == 0
+    assert YOU not in backend.log() and rows(backend, LIVE) == 0
 
 
 def test_a_tls_set_up_that_fails_is_a_500_and_costs_nothing(start_backend, mail_server):
@@ -785,7 +789,7 @@ def test_a_mail_that_fails_leaves_no_code_and_no_charge(start_backend, tmp_path)
     blocker.write_text("a file where the folder should be")
     backend = start_backend(mail="maildir:%s" % (blocker / "mail"))
     assert {ask(backend).error for _ in range(7)} == {(500, "internal")}
-    assert (rows(backend, "live"), rows(backend, "events")) == (0, 0)
+    assert (rows(backend, LIVE), rows(backend, "events")) == (0, 0)
     blocker.unlink()
     assert [ask(backend).status for _ in range(6)] == [200] * 5 + [429]
 
@@ -889,43 +893,17 @@ def test_keys_need_a_key(backend, method, path):
     assert is_accepted(backend, data["apiKey"])
 
 
-def a_round_goes_by(backend):
-    """Of what `serve` does each second: something that is over goes with it."""
-    with contextlib.closing(sqlite3.connect(str(backend.db), timeout=10)) as db:
-        with db:
-            db.execute("INSERT INTO events (email, kind, at) VALUES ('over', '', 0)")
-        over = "SELECT count(*) FROM events WHERE email = 'over'"
-        wait_until(lambda: db.execute(over).fetchall() == [(0,)], what="a round")
-
-
 def test_last_use_is_noted_once_a_minute(backend):
     """Whether somebody else wrote is asked of SQLite itself."""
     key = backend.mint(YOU)["apiKey"]
-    assert is_accepted(backend, key)
-    wait_until(lambda: all(backend.last_uses()), what="the note")
+    assert is_accepted(backend, key) and all(backend.last_uses())
     with contextlib.closing(sqlite3.connect(str(backend.db))) as db:
         version = lambda: db.execute("PRAGMA data_version").fetchone()  # noqa: E731
         before = version()
         assert all(is_accepted(backend, key) for _ in range(20)) and version() == before
         age(backend, 61)
         before = version()
-        assert is_accepted(backend, key)
-        wait_until(lambda: version() != before, what="the next one")
-
-
-def test_a_use_is_noted_once(backend):
-    assert is_accepted(backend, backend.mint(YOU)["apiKey"])
-    (noted,) = wait_until(lambda: all(backend.last_uses()) and backend.last_uses())
-    age(backend, 10)
-    a_round_goes_by(backend)
-    assert backend.last_uses() == [noted - 10]
-
-
-def test_no_note_of_a_use_is_lost_at_the_end(backend):
-    keys = [backend.mint("%d@example.com" % number)["apiKey"] for number in range(3)]
-    assert all(is_accepted(backend, key) for key in keys)
-    backend.stop()
-    assert all(backend.last_uses())
+        assert is_accepted(backend, key) and version() != before
 
 
 def test_last_used_is_when_it_was_used(backend):
@@ -1093,8 +1071,8 @@ def test_a_fault_of_the_backend_is_a_500_and_logged(backend):
     lines = pathlib.Path(PROGRAM).read_text().splitlines()
     numbers = re.findall(r"\d+", line.rpartition(", by line ")[2])
     named = [lines[int(number) - 1] for number in numbers]
-    assert any("def " not in text and "user_of(" in text for text in named), named
-    assert answers_at_once(backend)
+    assert any("def " not in text and "key_of(" in text for text in named), named
+    assert get(backend, "/llms.txt").status == 200 and get(backend, "/healthz").status == 503
 
 
 # ---- HTTP ---------------------------------------------------------------------
@@ -1688,7 +1666,7 @@ def test_an_answer_has_reached_the_disk(start_backend, tmp_path):
         assert reply.status == status
         return reply
 
-    step(400, enter(backend, "000000"))  # none is live: nothing is counted
+    step(400, enter(backend, "000000"))  # with that comes the header of the log, once
     step(200, ask(backend))
     code = backend.code_for(YOU)
     step(400, enter(backend, wrong_code(code)))
@@ -1697,9 +1675,7 @@ def test_an_answer_has_reached_the_disk(start_backend, tmp_path):
     step(200, get(backend, "/api/keys/" + data["keyId"], data["apiKey"], "DELETE"))
     tracer.terminate()
     tracer.communicate()
-    first = counts[1]  # with that comes the header of the log, once
-    assert [bool(count) for count in counts] == [False, True, True, True, False, True]
-    assert counts[2:] == [1, 1, 0, 1] and first <= 2, counts
+    assert counts[0] in (1, 2) and counts[1:] == [1, 1, 1, 0, 1], counts
 
 
 def foreign(path, version, table):
@@ -1740,9 +1716,10 @@ def test_a_file_that_is_not_ours_is_left_alone(scripto, tmp_path, make):
     assert (path.read_bytes(), mode(path)) == (before, "0o640")
 
 
-@pytest.mark.parametrize("place", ["missing/db", "folder", "fifo"])
+@pytest.mark.parametrize("place", ["folder", "fifo", "file/db"])
 def test_a_place_that_can_be_no_database_is_refused(scripto, tmp_path, place):
     (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
     os.mkfifo(str(tmp_path / "fifo"))
     refused_to_serve(scripto, tmp_path / place)
 
@@ -1787,7 +1764,7 @@ def test_the_database_does_not_grow_with_what_is_over(backend):
         guess_wrong(backend, 1, address="%d@example.com" % number)
     age(backend, DAY + 1)
     ask(backend)
-    wait_until(lambda: (rows(backend, "live"), rows(backend, "events")) == (1, 1))
+    assert (rows(backend, LIVE), rows(backend, "events")) == (1, 1)
 
 
 # ---- Ten seconds later --------------------------------------------------------
