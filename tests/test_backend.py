@@ -1066,6 +1066,7 @@ def test_a_fault_of_the_backend_is_a_500_and_logged(backend):
         db.execute("DROP TABLE keys")
     reply = get(backend, "/api/keys", key)
     assert reply.error == (500, "internal") and "table" not in json.dumps(reply.value)
+    wait_until(lambda: "fault" in backend.log(), what="the line")
     (line,) = [line for line in backend.log().splitlines() if "fault" in line]
     assert "/api/keys 500" in line and "no such table: keys" in line and key not in line
     lines = pathlib.Path(PROGRAM).read_text().splitlines()
