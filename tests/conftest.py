@@ -30,9 +30,12 @@ QUICK = os.environ.get("SCRIPTO_PYTHONS") == "current"  # while one works: see t
 if QUICK and os.access("/dev/shm", os.W_OK) and not os.statvfs("/dev/shm").f_flag & os.ST_NOEXEC:
     tempfile.tempdir = os.environ.setdefault("TMPDIR", "/dev/shm")  # no flush waits for a disk
 
-# A job in the background (`&` in a script, nohup, some CI) is started with SIGINT ignored, and so
+# A job in the background (`&` in a script, nohup, some CI) is started with signals ignored, and so
 # would be the programs that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for name in ("SIGHUP", "SIGQUIT"):
+    if hasattr(signal, name):  # not on Windows
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 def find_pythons():

@@ -504,7 +504,8 @@ def test_demo_shows_the_sign_in_and_leaves_nothing(python, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT], ids=str)
 def test_a_demo_that_is_stopped_leaves_nothing(python, tmp_path, number):
     scripto = Scripto(python, tmp_path / "home", TMPDIR=str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()

@@ -8,7 +8,9 @@ import re
 import resource
 import select
 import signal
+import subprocess
 import sys
+import time
 
 import pytest
 from conftest import PROGRAM, wait_until
@@ -17,12 +19,18 @@ from test_backend import (
     YOU,
     ask,
     code_after_asking,
+    connect,
     enter,
     get,
     is_accepted,
     keys_of,
+    raw,
+    read_all,
     rows,
+    statuses,
 )
+
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 # ---- users --------------------------------------------------------------------
 
@@ -319,6 +327,57 @@ def test_signals_go_to_the_command_and_no_process_is_left(scripto, number):
     assert process.returncode == 5 and out.split() == [b"got", b"%d" % number]
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"])
+@pytest.mark.slow
+def test_no_signal_leaves_anything_behind(scripto, tmp_path, name):
+    """Of a backend for one command: database and mails are in the folder for temporary files."""
+    process = scripto.start("serve", "--", "sleep", "60", env={"TMPDIR": str(tmp_path)})
+    assert process.stdout.readline().startswith(b"listening")
+    assert list(tmp_path.glob("scripto-*"))
+    wait_until(lambda: b"sleep" in command_lines(process.pid), what="the command")
+    process.send_signal(getattr(signal, name))
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert list(tmp_path.glob("scripto-*")) == []
+
+
+def command_lines(pid):
+    """Those of a process's children."""
+    found = subprocess.run(["ps", "-o", "args=", "--ppid", str(pid)], stdout=subprocess.PIPE)
+    return found.stdout
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT"])
+@pytest.mark.slow
+def test_one_signal_is_enough_and_more_break_nothing(start_backend, edge, name):
+    """More of them, while it comes to its end: a client that is still heard takes it a second."""
+    backend = start_backend(python=edge)
+    with connect(backend) as early:
+        for _ in range(20):
+            backend.process.send_signal(getattr(signal, name))
+            time.sleep(0.02)
+        early.sendall(HEALTHZ)
+        assert statuses(read_all(early)) == [200]
+    assert backend.stop() == 0 and backend.log().count("/healthz 200") == 1
+    assert [path.name for path in backend.folder.glob("scripto.db*")] == ["scripto.db"]
+
+
+@pytest.mark.slow
+def test_a_signal_that_was_ignored_at_its_start_stays_so(scripto, tmp_path):
+    """As with nohup."""
+    words = ["serve", "--port", "0", "--db", str(tmp_path / "db")]
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    process = scripto.start(*words, preexec_fn=ignore, stderr=subprocess.DEVNULL)
+    port = int(process.stdout.readline().decode().rpartition(":")[2])
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    assert statuses(raw(type("Site", (), {"port": port}), HEALTHZ)) == [200]
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 0
 
 
 def test_no_command_behind_the_dashes_is_refused(scripto):

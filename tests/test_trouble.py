@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pathlib
+import pty
 import re
 import resource
 import shutil
@@ -593,6 +594,36 @@ def test_nobody_has_to_read_the_log(scripto, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 0
     process.communicate()
+
+
+@pytest.mark.slow
+def test_a_terminal_that_nobody_reads_stops_nothing(scripto, tmp_path):
+    """It holds a few KB. Neither requests nor a signal wait for it."""
+    master, slave = pty.openpty()
+    process = scripto.start("serve", "--port", "0", "--db", str(tmp_path / "db"), stderr=slave)
+    os.close(slave)
+    port = int(process.stdout.readline().decode().rpartition(":")[2])
+    backend = type("Site", (), {"port": port})
+    with within(20):
+        assert statuses(raw(backend, HEALTHZ * 1500)) == [200] * 1500
+    process.send_signal(signal.SIGTERM)
+    with within(10):
+        process.communicate()
+    assert process.returncode == 0
+    os.close(master)
+
+
+@pytest.mark.slow
+def test_what_waits_for_the_log_at_the_end_is_written(scripto, tmp_path):
+    """If somebody takes it; here from the moment when the signal has gone out."""
+    process = scripto.start("serve", "--port", "0", "--db", str(tmp_path / "db"))
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+    port = int(process.stdout.readline().decode().rpartition(":")[2])
+    assert statuses(raw(type("Site", (), {"port": port}), HEALTHZ * 500)) == [200] * 500
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert err.count(b"/healthz 200") == 500 and process.returncode == 0
 
 
 def test_the_log_names_the_client_behind_the_proxy(start_backend):

@@ -147,10 +147,12 @@ def windows(python_exe, prefix, tmp_path):
     return run
 
 
-def test_the_demo(windows):
+def test_the_demo(windows, tmp_path):
+    """In a home of its own: nothing is in the user's, where a dead profile would be active now."""
     status, out, err = windows("result = run('demo')")
     assert (status, err) == (0, "")
     assert "Signed in as you@example.com" in out
+    assert not (tmp_path / "home" / ".config").exists()
 
 
 def test_a_sign_in_and_where_its_files_are(windows, tmp_path):
@@ -226,15 +228,16 @@ def test_hints_are_for_its_shell(windows):
     assert "'" not in result and "mv " not in result, result
 
 
-def test_ctrl_break_ends_serve(windows):
-    """Wine sends no Ctrl-Break without a console: the process raises what that becomes."""
+@pytest.mark.parametrize("name", ["SIGBREAK", "SIGINT"])
+def test_ctrl_break_and_ctrl_c_end_serve(windows, name):
+    """Wine sends neither without a console: the process raises what they become."""
     result = windows("""
         code = "import runpy, signal, sys, threading\\n" \\
-               "def wait(): sys.stdin.readline(); signal.raise_signal(signal.SIGBREAK)\\n" \\
+               "def wait(): sys.stdin.readline(); signal.raise_signal(signal.%s)\\n" \\
                "threading.Thread(target=wait, daemon=True).start()\\n" \\
                "runpy.run_path(%r, run_name='__main__')" % PROGRAM
         backend, url = serve(program=("-c", code))
         err = backend.communicate(b"now\\n", timeout=30)[1].decode()
         result = [backend.returncode, err]
-        """)
+        """.replace("%s", name))
     assert result[0] == 0, result
