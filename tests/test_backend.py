@@ -72,9 +72,21 @@ def ask(backend, address=YOU, headers=None):
     return Reply(*backend.request("POST", REQUEST, {"email": address}, headers=headers))
 
 
-def enter(backend, code, address=YOU, **more):
+def enter(backend, code, address=YOU, headers=None, **more):
     """An attempt to sign in."""
-    return Reply(*backend.request("POST", COMPLETE, dict(more, email=address, otp=code)))
+    body = dict(more, email=address, otp=code)
+    return Reply(*backend.request("POST", COMPLETE, body, headers=headers))
+
+
+def asked(backend, address=YOU, headers=None):
+    """(code, ticket) of a new request."""
+    reply = ask(backend, address, headers)
+    assert reply.status == 200, reply.value
+    return backend.code_for(address), reply.value["data"]["ticket"]
+
+
+def message_of(reply):
+    return reply.value["error"]["message"]
 
 
 def code_after_asking(backend, address=YOU):
@@ -506,6 +518,184 @@ def test_without_a_proxy_nobody_can_choose_an_address(start_backend):
         ask(backend, "%d@example.com" % n, {FORWARDED: "9.9.9.%d" % n}) for n in range(3)
     ]
     assert [reply.status for reply in replies] == [200, 200, 429]
+
+
+def from_address(number):
+    """Headers as of a client of that number, for a backend behind a proxy."""
+    return {FORWARDED: "10.%d.%d.%d" % (number >> 16, number >> 8 & 255, number & 255)}
+
+
+@pytest.fixture
+def crowded(start_backend):
+    """A backend for many addresses, none of which it holds off."""
+    return start_backend("--behind-proxy", "--rate-limit", "100000")
+
+
+def test_ten_codes_in_a_quarter_of_an_hour_from_all_addresses(crowded):
+    replies = [ask(crowded, headers=from_address(n // 4)) for n in range(11)]
+    assert [reply.status for reply in replies] == [200] * 10 + [429]
+    assert replies[-1].error == LOCKED and 0 < replies[-1].wait <= QUARTER
+
+
+def test_five_of_them_from_one_address(crowded):
+    replies = [ask(crowded, headers=from_address(n // 6)) for n in range(7)]
+    assert [reply.status for reply in replies] == [200] * 5 + [429, 200]
+
+
+def test_thirty_codes_in_a_day(crowded):
+    for number in range(3):
+        assert {ask(crowded, headers=from_address(n)).status for n in range(10)} == {200}
+        age(crowded, QUARTER + 1)
+    refusal = ask(crowded)
+    assert refusal.error == LOCKED and DAY - 4 * QUARTER < refusal.wait < DAY
+    age(crowded, refusal.wait)
+    assert ask(crowded).status == 200
+
+
+# ---- Tickets ------------------------------------------------------------------
+
+
+def test_each_request_has_a_ticket_of_its_own(backend):
+    tickets = [asked(backend)[1] for _ in range(3)]
+    assert all(re.match(r"[A-Za-z0-9_-]{22}\Z", ticket) for ticket in tickets)  # 16 bytes
+    assert len(set(tickets)) == 3
+    assert not [ticket for ticket in tickets if ticket.encode() in stored_bytes(backend)]
+
+
+def test_a_stranger_locks_nobody_out(crowded):
+    """Who has used up an email's guesses: its owner gets a code, and in by its ticket."""
+    lock(crowded)
+    code, ticket = asked(crowded, headers=from_address(1))
+    assert enter(crowded, code).error == LOCKED
+    assert enter(crowded, code, ticket=ticket).status == 200
+
+
+def test_three_guesses_of_a_stranger_do_not_end_a_code_for_who_has_its_ticket(backend):
+    code, ticket = asked(backend)
+    guess_wrong(backend, 3, code)
+    assert enter(backend, code).error == enter(backend, code, ticket="x" * 22).error == WRONG
+    assert enter(backend, code, ticket=ticket).status == 200
+
+
+def test_three_guesses_with_a_ticket_leave_the_three_without(backend):
+    code, ticket = asked(backend)
+    replies = [enter(backend, wrong_code(code), ticket=ticket) for _ in range(3)]
+    assert {reply.error for reply in replies} == {WRONG} and wrong_guesses(backend) == 0
+    guess_wrong(backend, 2, code)
+    assert enter(backend, code).status == 200
+
+
+def test_a_ticket_is_good_for_three_guesses(backend):
+    code, ticket = asked(backend)
+    guess_wrong(backend, 3, code)
+    assert {enter(backend, wrong_code(code), ticket=ticket).error for _ in range(3)} == {WRONG}
+    assert enter(backend, code, ticket=ticket).error == WRONG
+
+
+def test_with_its_ticket_a_code_is_good_however_many_came_after_it(backend):
+    code, ticket = asked(backend)
+    later = [asked(backend)[0] for _ in range(3)]
+    assert code in later or enter(backend, code).error == WRONG
+    assert enter(backend, code, ticket=ticket).status == 200
+
+
+def test_with_a_ticket_the_newest_code_is_good_as_well(backend):
+    """Who started two sign-ins, and types into the one what the other had sent."""
+    ticket, code = asked(backend)[1], asked(backend)[0]
+    assert enter(backend, code, ticket=ticket).status == 200
+
+
+def test_a_sign_in_ends_all_codes_tickets_or_not(backend):
+    first, second = asked(backend), asked(backend)
+    assert enter(backend, second[0]).status == 200
+    assert {enter(backend, code, ticket=ticket).error for code, ticket in (first, second)} == {WRONG}
+
+
+def test_a_ticket_revives_nothing(backend):
+    code, ticket = asked(backend)
+    age(backend, 10 * 60 + 1)
+    assert enter(backend, code, ticket=ticket).error == WRONG
+
+
+def test_a_ticket_is_good_for_its_own_email_only(backend):
+    code, ticket = code_after_asking(backend), asked(backend, "me@example.com")[1]
+    guess_wrong(backend, 3, code)
+    assert enter(backend, code, ticket=ticket).error == WRONG
+
+
+def test_guesses_with_a_ticket_count_for_the_address(crowded):
+    for number in range(34):
+        address = "%d@example.com" % number
+        code, ticket = asked(crowded, address, from_address(number))
+        replies = [enter(crowded, wrong_code(code), address, from_address(99), ticket=ticket)
+                   for _ in range(3)]  # fmt: skip
+    assert [reply.error for reply in replies] == [WRONG, LOCKED, LOCKED]  # the 101st
+    assert enter(crowded, code, address, from_address(1), ticket=ticket).status == 200
+
+
+def test_all_ways_together_expose_an_email_to_150_guesses_a_day(crowded):
+    """60 without a ticket, and three for each ticket of 30 codes. A guess is one that has found a
+    code: its answer says how many tries are left. Each comes from the address that asked."""
+    heard = {"with": 0, "without": 0}
+    for number in range(45):
+        headers = from_address(number)
+        reply = ask(crowded, headers=headers)
+        assert reply.status == (200 if number < 30 else 429)
+        code = wrong_code(crowded.code_for(YOU))
+        ticket = reply.value["data"]["ticket"] if reply.status == 200 else ""
+        for way, more in [("with", {"ticket": ticket})] * 3 + [("without", {})] * 3:
+            guess = enter(crowded, code, YOU, headers, **more)
+            assert guess.error in (WRONG, LOCKED)
+            heard[way] += guess.error == WRONG and message_of(guess) != NOT_TOLD
+        if number % 5 == 4:
+            age(crowded, QUARTER + 1 if number < 39 else DAY - 9 * QUARTER)  # near its end
+    assert heard == {"with": 90, "without": 60}
+
+
+LEFT = "The code is wrong; %s left. Compare the digits and run it again."
+TOLD = [LEFT % "2 tries are", LEFT % "1 try is",
+        "The code is wrong. That was the last try: this code is used up."]  # fmt: skip
+NOT_TOLD = "The code is wrong or has expired."
+NEW_CODE = "request a new code with: scripto auth login-request"
+
+
+@pytest.mark.parametrize("with_ticket", [False, True])
+def test_a_wrong_code_is_told_how_many_tries_are_left(backend, with_ticket):
+    code, ticket = asked(backend)
+    more = {"ticket": ticket} if with_ticket else {}
+    replies = [enter(backend, wrong_code(code), **more) for _ in range(3)]
+    assert [message_of(reply) for reply in replies] == TOLD
+    assert {reply.value["error"]["nextAction"] for reply in replies} == {NEW_CODE}
+
+
+def test_a_stranger_is_not_told_whether_there_is_a_code(crowded):
+    """But who asked for one, from that address or with the ticket, is told how many tries it has."""
+    code, ticket = asked(crowded, headers=from_address(1))
+    wrong, stranger = wrong_code(code), from_address(2)
+    assert message_of(enter(crowded, wrong, YOU, stranger)) == NOT_TOLD
+    assert message_of(enter(crowded, wrong, "me@example.com", stranger)) == NOT_TOLD
+    assert message_of(enter(crowded, wrong, YOU, from_address(1))) == TOLD[1]
+    assert message_of(enter(crowded, wrong, YOU, stranger, ticket=ticket)) == TOLD[0]
+
+
+def test_a_code_that_is_over_is_not_called_wrong(backend):
+    code, ticket = asked(backend)
+    age(backend, 10 * 60 + 1)
+    assert message_of(enter(backend, code, ticket=ticket)) == NOT_TOLD
+
+
+def test_a_guess_is_the_same_work_whether_a_code_is_live(start_backend, tmp_path):
+    """Or the time would tell who is signing in: by the system calls, what it writes to the database
+    and how often it is flushed."""
+    backend, trace = start_backend(), tmp_path / "trace"
+    code = code_after_asking(backend)
+    guess_wrong(backend, 1, address="me@example.com")
+    guess_wrong(backend, 1, code)
+    with traced(backend, trace):
+        guess_wrong(backend, 1, address="me@example.com")
+        without = database_calls(trace)
+        guess_wrong(backend, 1, code)
+        assert database_calls(trace)[len(without) :] == without and len(without) > 1
 
 
 # ---- Mail ---------------------------------------------------------------------
@@ -1650,32 +1840,44 @@ def test_the_database_keeps_a_log_ahead_and_knows_its_version(backend):
         assert db.execute("PRAGMA user_version").fetchone()[0] >= 1
 
 
+@contextlib.contextmanager
+def traced(backend, trace):
+    """What it writes and flushes goes to that file, call by call."""
+    if not shutil.which("strace"):
+        pytest.skip("no strace")
+    command = ["strace", "-f", "-y", "-e", "fsync,fdatasync,pwrite64", "-o", str(trace), "-p"]
+    tracer = subprocess.Popen(command + [str(backend.process.pid)], stderr=subprocess.PIPE)
+    assert b"attached" in tracer.stderr.readline()
+    yield
+    tracer.terminate()
+    tracer.communicate()
+
+
+def database_calls(trace):
+    """[(call, bytes if it writes)] on the database."""
+    form = r'(fsync|fdatasync|pwrite64)\(\d+<[^>]*scripto\.db[^>]*>(?:, "(?:[^"\\]|\\.)*"\.*, (\d+))?'
+    return re.findall(form, trace.read_text())
+
+
 def test_an_answer_has_reached_the_disk(start_backend, tmp_path):
     """Full synchronous: how often the log of the database is flushed before each answer, by the
     system calls. What an answer promises waits for the disk, and what it does not does not."""
-    if not shutil.which("strace"):
-        pytest.skip("no strace")
-    backend, trace = start_backend(), tmp_path / "trace"
-    command = ["strace", "-f", "-y", "-e", "fsync,fdatasync", "-o", str(trace), "-p"]
-    tracer = subprocess.Popen(command + [str(backend.process.pid)], stderr=subprocess.PIPE)
-    assert b"attached" in tracer.stderr.readline()
-    counts = []
+    backend, trace, counts = start_backend(), tmp_path / "trace", []
 
     def step(status, reply):
-        flushed = len(re.findall(r"sync\(\d+<[^>]*scripto\.db", trace.read_text()))
-        counts.append(flushed - sum(counts))
+        calls = [call for call, _ in database_calls(trace) if call != "pwrite64"]
+        counts.append(len(calls) - sum(counts))
         assert reply.status == status
         return reply
 
-    step(400, enter(backend, "000000"))  # with that comes the header of the log, once
-    step(200, ask(backend))
-    code = backend.code_for(YOU)
-    step(400, enter(backend, wrong_code(code)))
-    data = step(200, enter(backend, code)).value["data"]
-    step(200, get(backend, ME, data["apiKey"]))  # the note of a use may be lost
-    step(200, get(backend, "/api/keys/" + data["keyId"], data["apiKey"], "DELETE"))
-    tracer.terminate()
-    tracer.communicate()
+    with traced(backend, trace):
+        step(400, enter(backend, "000000"))  # with that comes the header of the log, once
+        step(200, ask(backend))
+        code = backend.code_for(YOU)
+        step(400, enter(backend, wrong_code(code)))
+        data = step(200, enter(backend, code)).value["data"]
+        step(200, get(backend, ME, data["apiKey"]))  # the note of a use may be lost
+        step(200, get(backend, "/api/keys/" + data["keyId"], data["apiKey"], "DELETE"))
     assert counts[0] in (1, 2) and counts[1:] == [1, 1, 1, 0, 1], counts
 
 

@@ -305,16 +305,21 @@ def test_of_two_mails_that_cross_both_codes_are_good(start_backend, mail_server)
 
 
 def test_what_fails_to_be_mailed_leaves_the_codes_before_it(start_backend, mail_server):  # noqa: F811
-    """Both of them, though three were stored for a moment."""
+    """Both of them, though three others were stored for a moment, side by side."""
     server = mail_server()
     backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port)
     for number in (0, 1):
-        address = "%d@example.com" % number
+        address, before = "%d@example.com" % number, len(server.arrived)
         assert [ask(backend, address).status for _ in range(2)] == [200, 200]
-        server.answers["MAIL"] = b"451 not now"
-        assert ask(backend, address).error == (500, "internal")
-        del server.answers["MAIL"]
-        assert enter(backend, codes_in(server.arrived[-2:])[number], address).status == 200
+        server.answers["DATA"] = b"451 not now"
+        with concurrent.futures.ThreadPoolExecutor(3) as pool, held_up(server):
+            held = [pool.submit(ask, backend, address) for _ in range(3)]
+            wait_until(lambda: len(server.arrived) == before + 5, what="three mails under way")
+            server.go_on.set()
+            assert {each.result().error for each in held} == {(500, "internal")}
+        del server.answers["DATA"]
+        code = codes_in(server.arrived[before:])[number]
+        assert enter(backend, code, address).status == 200
 
 
 # ---- The database -------------------------------------------------------------
