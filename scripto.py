@@ -2286,7 +2286,7 @@ def hash_of(secret):
     """Plain: nobody guesses the random bytes of a key or a ticket."""
     import hashlib  # lazy
 
-    return hashlib.sha256(secret.encode()).digest()
+    return hashlib.sha256(secret.encode("utf-8", "replace")).digest()
 
 
 class Store:

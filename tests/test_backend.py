@@ -25,6 +25,7 @@ import struct
 import subprocess
 import threading
 import time
+import urllib.request
 
 import pytest
 from conftest import (
@@ -41,6 +42,7 @@ from conftest import (
 )
 
 REQUEST, COMPLETE, ME = "/api/cli/login-request", "/api/cli/login-complete", "/api/auth/me"
+RESOURCE = "/.well-known/oauth-protected-resource"
 YOU = "you@example.com"
 QUARTER, DAY = 15 * 60, 24 * 3600
 WRONG, LOCKED = (400, "invalid-argument"), (429, "resource-exhausted")
@@ -1104,6 +1106,104 @@ def test_last_used_is_when_it_was_used(backend):
     assert abs(calendar.timegm(used) - time.time()) < 60
 
 
+# ---- Keys that end ------------------------------------------------------------
+
+
+def stamp(text):
+    """Seconds since 1970."""
+    return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))
+
+
+def sign_in(backend, **more):
+    return enter(backend, code_after_asking(backend), **more)
+
+
+def test_a_key_lasts_as_long_as_was_asked_for(backend):
+    data = sign_in(backend, expiresIn=3600).value["data"]
+    assert abs(stamp(data["expiresAt"]) - time.time() - 3600) < 60
+    (listed,) = keys_of(backend, data["apiKey"])
+    assert listed["expiresAt"] == data["expiresAt"]
+    age(backend, 3500)
+    assert is_accepted(backend, data["apiKey"])
+
+
+def test_a_key_that_nothing_was_said_of_lasts(backend):
+    data = sign_in(backend, expiresIn=None).value["data"]
+    assert (data["expiresAt"], keys_of(backend, data["apiKey"])[0]["expiresAt"]) == (None, None)
+
+
+def test_a_key_that_has_expired_is_refused_and_listed_until_it_is_revoked(backend):
+    data, other = sign_in(backend, expiresIn=60).value["data"], backend.mint(YOU)["apiKey"]
+    age(backend, 61)
+    refusal = get(backend, "/api/keys", data["apiKey"])
+    assert refusal.error == (401, "unauthenticated")
+    assert message_of(refusal) == "The key has expired."
+    assert refusal.value["error"]["nextAction"] == (
+        "sign in with: scripto auth login-request --email <your-email>")  # fmt: skip
+    assert not is_accepted(backend, data["apiKey"])
+    assert data["keyId"] in {key["id"] for key in keys_of(backend, other)}
+    path = "/api/keys/" + data["keyId"]
+    assert get(backend, path, data["apiKey"], "DELETE").error == (401, "unauthenticated")
+    assert get(backend, path, other, "DELETE").status == 200
+    assert len(keys_of(backend, other)) == 1
+
+
+@pytest.mark.parametrize("asked_for, days", [(None, 7), (86400, 1), (30 * 86400, 7)])
+def test_the_operator_says_how_long_a_key_lasts_at_most(start_backend, asked_for, days):
+    backend = start_backend("--key-days", "7")
+    data = sign_in(backend, expiresIn=asked_for).value["data"]
+    assert abs(stamp(data["expiresAt"]) - time.time() - days * DAY) < 60
+
+
+NO_SECONDS = {"none": 0, "negative": -1, "text": "3600", "true": True, "a list": [60],
+              "a century and more": 101 * 365 * DAY, "more than there is": 1e300}  # fmt: skip
+
+
+def test_what_is_no_time_to_last_is_refused_and_costs_no_code(backend):
+    code = code_after_asking(backend)
+    for seconds in NO_SECONDS.values():
+        assert enter(backend, code, expiresIn=seconds).error == WRONG, seconds
+    assert enter(backend, code, expiresIn=0.5e3).status == 200
+
+
+# ---- The way in ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path, method", [(ME, "GET"), ("/api/keys", "GET"), ("/api/keys/x", "DELETE")])
+def test_a_refusal_tells_the_way_in(shared_edge, path, method):
+    """RFC 6750, 3; RFC 9728, 5.1."""
+    way = 'Bearer realm="Scripto", resource_metadata="%s%s"' % (shared_edge.url, RESOURCE)
+    said = get(shared_edge, path, method=method).headers
+    assert said["WWW-Authenticate"] == way
+    said = get(shared_edge, path, "scripto_" + "x" * 43, method).headers
+    assert said["WWW-Authenticate"] == way + ', error="invalid_token"'
+
+
+def test_what_is_protected_is_described(start_backend):
+    """RFC 9728, 2."""
+    backend = start_backend("--public-url", "https://scripto.example/door")
+    reply = get(backend, RESOURCE)
+    assert (reply.status, reply.headers["Content-Type"]) == (200, "application/json")
+    assert reply.value == {
+        "resource": "https://scripto.example/door", "resource_name": "Scripto",
+        "bearer_methods_supported": ["header"],
+        "resource_documentation": "https://scripto.example/door/llms.txt",
+    }  # fmt: skip
+    way = "https://scripto.example/door" + RESOURCE
+    assert '"%s"' % way in get(backend, ME).headers["WWW-Authenticate"]
+
+
+def test_a_page_on_the_web_cannot_send_its_visitors(backend):
+    """By a plain form, say, which needs nobody's leave."""
+    code, origin = code_after_asking(backend), {"Origin": "https://evil.example"}
+    form = dict(origin, **{"Content-Type": "text/plain"})
+    body = json.dumps({"email": YOU})
+    assert Reply(*backend.request("POST", REQUEST, body, headers=form)).error[0] == 403
+    assert enter(backend, code, headers=origin).error[0] == 403
+    assert len(backend.mails()) == 1 and get(backend, "/llms.txt", headers=origin).status == 200
+    assert enter(backend, code).status == 200
+
+
 def test_me_tells_a_web_server_who_it_is(backend):
     data = backend.mint(YOU)
     reply = get(backend, ME, data["apiKey"])
@@ -1190,6 +1290,25 @@ def test_nginx_guards_a_page_with_these_keys(backend, tmp_path):
         assert get(site, "/page.html", key + "x").status == 401
         page = get(site, "/page.html", key)
         assert (page.status, page.value, page.headers["X-Who"]) == (200, b"the guarded page", YOU)
+
+
+def test_who_knows_a_guarded_url_only_finds_the_way_in(backend, scripto, tmp_path):
+    """By the header that nginx hands on, to the guide, and by that through the door."""
+    with nginx(tmp_path, backend) as site:
+        header = get(site, "/page.html").headers["WWW-Authenticate"]
+        way = re.search(r'resource_metadata="([^"]+)"', header).group(1)
+        resource = json.loads(urllib.request.urlopen(way).read().decode())
+        guide = urllib.request.urlopen(resource["resource_documentation"]).read().decode()
+        url = resource["resource"]
+        program = tmp_path / "scripto.py"
+        assert url + "/scripto.py" in guide and "auth login-request --email" in guide
+        program.write_bytes(urllib.request.urlopen(url + "/scripto.py").read())
+        more = {"program": str(program)}
+        scripto.run("auth", "login-request", "--email", YOU, **more)
+        code = backend.code_for(YOU)
+        scripto.run("auth", "login-complete", "--email", YOU, "--code", code, **more)
+        key = scripto.run("auth", "token", **more).out.strip()
+        assert get(site, "/page.html", key).value == b"the guarded page"
 
 
 # ---- The client from the backend ----------------------------------------------
@@ -1443,6 +1562,7 @@ HOSTILE_BODIES = {
     "a lone surrogate in the code": {"email": YOU, "otp": "\udfff23456"},
     "a lone surrogate in the name": {"email": YOU, "otp": "123456", "name": "\ud800"},
     "an escape in the name": {"email": YOU, "otp": "123456", "name": "\x1b[2J"},
+    "a lone surrogate in the ticket": {"email": YOU, "otp": "123456", "ticket": "\ud800"},
     "a long name": {"email": YOU, "otp": "123456", "name": "x" * 9999},
     "a number for everything": {"email": 1, "otp": 123456, "name": 1},
     "a deep nest": b'{"email": ' + b"[" * 8000 + b"]" * 8000 + b"}",
@@ -1535,6 +1655,31 @@ def test_the_log_has_a_line_for_each_request_and_no_secret(backend):
     codes = {re.search(r"^Subject: (\d+)", mail, re.M).group(1) for mail in backend.mails()}
     for secret in codes | {data["apiKey"][8:], data["apiKey"][8:20], YOU, "me@example.com"}:
         assert secret not in log
+
+
+def test_the_log_says_who_it_was_and_why_not(start_backend):
+    """By ids; and no header, body or email of anybody."""
+    backend = start_backend("--allow", "@example.com", "--key-days", "1")
+    data, code = backend.mint(YOU), code_after_asking(backend)
+    own = "%(userId)s %(keyId)s" % data
+    enter(backend, wrong_code(code))
+    enter(backend, code, "me@example.com")
+    ask(backend, "you@example.org")
+    get(backend, ME)
+    get(backend, ME, data["apiKey"])
+    get(backend, "/api/keys", data["apiKey"] + "x")
+    age(backend, DAY + 1)
+    get(backend, ME, data["apiKey"])
+    get(backend, "/api/keys/" + data["keyId"], data["apiKey"], "DELETE")
+    said = [
+        "POST %s 200 %s" % (COMPLETE, own), "POST %s 400 wrong code" % COMPLETE,
+        "POST %s 400 no live code" % COMPLETE, "POST %s 403 not allowed" % REQUEST,
+        "GET %s 401 no key" % ME, "GET %s 200 %s" % (ME, own), "GET /api/keys 401 unknown key",
+        "GET %s 401 %s expired" % (ME, own), "DELETE /api/keys/<id> 401 %s expired" % own,
+    ]  # fmt: skip
+    wait_until(lambda: said[-1] in backend.log(), what="the last line")
+    lines = [line.split(" ", 2)[2] for line in backend.log().splitlines()]
+    assert [line for line in lines if line in said] == said
 
 
 # ---- Many clients, slow clients -----------------------------------------------

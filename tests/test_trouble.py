@@ -446,9 +446,33 @@ def test_a_database_that_is_gone_is_no_health(backend, replace):
     assert reply.error == (503, "internal")
 
 
+@pytest.mark.parametrize("table", ["users", "keys", "events"])
+def test_a_damaged_page_is_no_health(backend, table):
+    """A request for it would be a 500."""
+    key = backend.mint(YOU)["apiKey"]
+    with contextlib.closing(sqlite3.connect(str(backend.db))) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        (size,), = db.execute("PRAGMA page_size")
+        (page,), = db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,))
+    assert get(backend, "/healthz").status == 200
+    with open(str(backend.db), "r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xa5" * size)
+    with contextlib.closing(sqlite3.connect(str(backend.db))) as db, db:
+        db.execute("UPDATE secret SET value = randomblob(32)")  # so that pages are read anew
+    assert get(backend, "/healthz").error == (503, "internal")
+    assert table == "events" or get(backend, ME, key).status == 500
+
+
 def make_newer(path):
     with contextlib.closing(sqlite3.connect(str(path))) as db, db:
         db.execute("PRAGMA user_version = 99")
+
+
+def make_older(path):
+    """As before there was one schema."""
+    with contextlib.closing(sqlite3.connect(str(path))) as db, db:
+        db.execute("PRAGMA user_version = 1")
 
 
 def make_corrupt(path):
@@ -457,7 +481,9 @@ def make_corrupt(path):
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("spoil, told", [(make_newer, "update"), (make_corrupt, "backup")])
+@pytest.mark.parametrize("spoil, told", [
+    (make_newer, "update"), (make_older, "version"), (make_corrupt, "backup"),
+])  # fmt: skip
 @pytest.mark.slow
 def test_a_database_that_cannot_be_used_is_kept(backend, scripto, spoil, told):
     """Who is told to pass another file starts with an empty one, and everybody is locked out."""
