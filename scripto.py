@@ -32,6 +32,7 @@ BASE_URL = PRODUCTION_URL  # when nothing names one; GET /scripto.py puts its ow
 
 KEY_PREFIX = "scripto_"
 MASKED_KEY = KEY_PREFIX + "•" * 8
+KEY_NAME_LENGTH = 100  # that backends take
 EMAIL_LENGTH = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
 REPLY_BYTES = 1 << 20  # that the client reads of a reply,
 API_BYTES = 64 << 20  # and for `api`
@@ -87,6 +88,7 @@ NEXT_CODE = "request a new code with: scripto auth login-request"
 NEXT_RETRY = "retry shortly"
 NEXT_SIGN_IN = "sign in with: scripto auth login-request --email <your-email>"
 NEXT_BACKEND = "check that this is a Scripto backend, or pass another with --api-url"
+NEXT_PROFILES = "see the profiles with: scripto use"
 NEXT_DOCTOR = "see what is wrong with: scripto doctor"
 NEXT_GUIDE = "see GET /llms.txt"
 
@@ -363,12 +365,14 @@ def read_line(ctx, prompt, secret=False):
     return line.strip("\ufeff \t\r\n")  # with what PowerShell and cmd put around it
 
 
-def confirm(ctx, args, question, command):
-    """Raises cancelled, or invalid-argument where nobody can be asked."""
-    if args.yes:
+def confirm(ctx, question, *words):
+    """Raises cancelled, or invalid-argument where nobody can be asked. The words are those that
+    this call has, besides flags."""
+    if ctx.args.yes:
         return
     if not is_terminal(ctx.stdin):
-        raise invalid("There is no terminal to ask at.", "add --yes to: scripto " + command)
+        hint = "if you are sure: " + ctx.then(ctx.command, *words, "--yes")
+        raise invalid("There is no terminal to ask at.", hint)
     if read_line(ctx, question + " [y/N] ").lower() not in ("y", "yes"):
         raise ScriptoError("cancelled", "Nothing was changed.", "answer y, or add --yes")
 
@@ -405,10 +409,13 @@ def check_email(text, command):
     return text
 
 
-def check_code(text):
-    """`123456`, `123 456` or `123-456`; the digits alone come back."""
-    if not re.match(r"\s*[0-9](?:[ -]*[0-9]){5}\s*\Z", text or ""):
-        raise invalid("The code must be six digits." if text else "The code is missing.", NEXT_CODE)
+def check_code(text, hint=NEXT_CODE):
+    """`123456`, `123 456` or `123-456`; the digits alone come back. The hint is for a code that is
+    malformed."""
+    if not text:
+        raise invalid("The code is missing.", NEXT_CODE)
+    if not re.match(r"\s*[0-9](?:[ -]*[0-9]){5}\s*\Z", text):
+        raise invalid("The code must be six digits.", hint)
     return re.sub("[^0-9]", "", text)
 
 
@@ -418,14 +425,17 @@ def is_key(text):
 
 
 def check_key(ctx, text, source):
-    """Its error quotes nothing: what was pasted by mistake may be another secret."""
+    """White space around it is no part of it: secrets end in a line feed. The error quotes nothing:
+    what was pasted by mistake may be another secret."""
     if text == "-" and source == "--api-key":
         text = read_line(ctx, "API key: ", True)
-    if not is_key(text):
+    if not is_key(text.strip()):
         rule = f"must start with '{KEY_PREFIX}' and hold no white space or control characters"
         hint = "pass --api-key <your-key>, or --api-key - for standard input"
+        if source == "SCRIPTO_API_KEY":
+            hint = "fix or unset SCRIPTO_API_KEY"
         raise invalid(f"The key from {source} {rule}.", hint)
-    return text
+    return text.strip()
 
 
 def check_profile_name(text):
@@ -434,8 +444,9 @@ def check_profile_name(text):
 
 
 def check_key_name(text):
-    if len(text) > 100 or not text.isprintable():
-        raise invalid("A key's name has at most 100 printable characters.", "pass another --name")
+    if len(text) > KEY_NAME_LENGTH or not text.isprintable():
+        rule = f"has at most {KEY_NAME_LENGTH} printable characters"
+        raise invalid(f"A key's name {rule}.", "pass another --name")
     return text
 
 
@@ -740,20 +751,20 @@ class ProfileFile:
             os.close(descriptor)
 
     def change(self, work, *values, spare=0):
-        """Replaces the file after work(state, *values) under the lock, and returns the state; if
-        that raises, nothing changes."""
+        """Replaces the file after work(state, *values) under the lock, and returns what that
+        returns. If it raises, nothing changes."""
         import json  # lazy
 
         try:
             self.prepare()
             with self.locked() as beside:
                 state = self.read()
-                work(state, *values)
+                result = work(state, *values)
                 content = (json.dumps(state, indent=2, allow_nan=False) + "\n").encode("ascii")
                 if len(content) > PROFILE_BYTES:
                     raise ValueError
                 self.replace(beside, content, spare)
-            return state
+            return result
         except (RecursionError, ValueError):
             raise self.trouble("is too large or nested too deeply, or has a number that is none")
         except OSError as error:
@@ -767,14 +778,13 @@ class ProfileFile:
         self.change(lambda state: None, spare=4096)
 
 
-IDENTITY = ("apiKey", "email", "userId", "keyId")
+IDENTITY = ("apiKey", "email", "userId", "keyId", "expiresAt")
 
 
-def find_profile(state, name):
+def find_profile(state, name, hint=NEXT_PROFILES):
     """Raises not-found, invalid-argument for what can be no name."""
     if name not in state["profiles"]:
         check_profile_name(name)
-        hint = "see the profiles with: scripto use (SCRIPTO_PROFILE, if set, names one)"
         raise ScriptoError("not-found", f"There is no profile '{name}'.", hint)
     return state["profiles"][name]
 
@@ -790,48 +800,59 @@ def profile_name_for(email):
     return local[:60].strip("-") or "default"
 
 
-def store_profile(state, named, identity, base_url, overwrite=False):
-    """Stores a key, with what is known of its IDENTITY, and makes it active. The same email (the
-    same key, if no email is known) at the same backend renews its profile; another's name gets a
-    number, or is overwritten."""
+def name_for(state, named, identity, base_url):
+    """The name of that identity's profile. The identity is the same where the email is (or the key,
+    if no email is known) and the backend. A name given by hand that is another identity's is
+    failed-precondition; one made from the email gets a number."""
     profiles = state["profiles"]
     known = "email" if identity.get("email") else "apiKey"
+    own = [name for name, profile in profiles.items()
+           if text_of(profile, known).lower() == identity[known].lower()
+           and url_of(profile).rstrip("/") == base_url]
+    if named is not None and named in profiles and named not in own:
+        problem = f"The profile '{named}' is another identity's, of {url_of(profiles[named])}."
+        hint = f"remove it with: scripto logout {named}, or sign in with another --profile-name"
+        raise failed(problem, hint)
+    if named is not None:
+        return named
+    first = profile_name_for(identity.get("email", ""))
+    for name in [first, state.get("activeProfile"), *own]:
+        if name in own:
+            return name
+    numbered = (f"{first[:60]}-{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([first], numbered) if name not in profiles)
 
-    def is_same(name):
-        same = text_of(profiles[name], known).lower() == identity[known].lower()
-        return same and url_of(profiles[name]).rstrip("/") == base_url
 
-    name = named or profile_name_for(identity.get("email", ""))
-    if not named:
-        candidates = [name, state.get("activeProfile")] + list(profiles)
-        name = next((each for each in candidates if each in profiles and is_same(each)), name)
-    first = name[:60]
-    number = 1
-    while name in profiles and not overwrite and not is_same(name):
-        number += 1
-        name = f"{first}-{number}"
-    profile = profiles.setdefault(name, {})
-    now = timestamp(time.time())
-    for member in IDENTITY + ("baseUrl",):  # unknown ones stay
+def store_profile(state, name, identity, base_url):
+    """Stores a key, with what is known of its IDENTITY, and makes it active. Returns the profile as
+    it was before, {} for a new one. Members that are not ours stay."""
+    profile = state["profiles"].setdefault(name, {})
+    former, now = dict(profile), timestamp(time.time())
+    for member in IDENTITY + ("baseUrl",):
         profile.pop(member, None)
     profile.update(identity, updatedAt=now)
     if base_url != PRODUCTION_URL:
         profile["baseUrl"] = base_url
     profile.setdefault("createdAt", now)
     state["activeProfile"] = name
+    return former
 
 
 def activate(state, name):
+    """Returns the state."""
     find_profile(state, name)
     state["activeProfile"] = name
+    return state
 
 
 def remove_profiles(state, names):
-    """If the active one goes, the first that is left becomes it."""
+    """Returns the name of the active profile. If that one goes, none is active: who acts as whom
+    is never guessed."""
     for name in names:
         state["profiles"].pop(name, None)
     if state.get("activeProfile") not in state["profiles"]:
-        state["activeProfile"] = next(iter(state["profiles"]), None)
+        state["activeProfile"] = None
+    return state["activeProfile"]
 
 
 # ---- Resolution -----------------------
@@ -855,34 +876,45 @@ def given_url(ctx, args):
 
 
 def key_is_given(ctx, args):
-    return args.api_key is not None or bool(ctx.env.get("SCRIPTO_API_KEY"))
+    """By flag or environment. A profile that --profile names goes before the environment."""
+    return args.api_key is not None or args.profile is None and bool(ctx.env.get("SCRIPTO_API_KEY"))
 
 
 def default_url(ctx):
     return check_base_url(ctx, BASE_URL, "this file")
 
 
-def named_profile(ctx, name):
-    """By flag or argument, else by environment."""
-    return name if name is not None else ctx.env.get("SCRIPTO_PROFILE") or None
+def no_key(problem, hint=NEXT_SIGN_IN):
+    return ScriptoError("unauthenticated", problem, hint)
 
 
-def profile_in_force(ctx, named, needed):
-    """(name, profile), (None, {}) for none. A file that cannot be come by is an error if needed."""
+def profile_in_force(ctx, named, needed, hint=NEXT_PROFILES):
+    """(name, profile) by name, else by SCRIPTO_PROFILE, else the active one; (None, {}) for none.
+    A profile that the variable names need not be there yet, unless it is needed. The hint is for a
+    name that is not there. A file that may not be seen is an error only where it is needed."""
     try:
         state = ProfileFile(ctx).read()
     except ScriptoError as error:
-        if needed or not error.unseen:
+        if needed or named is not None or not error.unseen:
             raise
         return None, {}
-    name = named if named is not None else state.get("activeProfile")
-    return name, {} if name is None else find_profile(state, name)
+    if named is not None:
+        return named, find_profile(state, named, hint)
+    name, active = ctx.env.get("SCRIPTO_PROFILE"), state.get("activeProfile")
+    if name and needed and name not in state["profiles"]:
+        raise no_key(f"There is no profile '{name}' yet, which SCRIPTO_PROFILE names.")
+    if name:
+        return name, state["profiles"].get(name, {})
+    if active is None and needed and state["profiles"]:
+        raise no_key("No profile is active.", "choose one with: scripto use <name>")
+    return active, {} if active is None else find_profile(state, active)
 
 
 def key_of(profile):
-    if not is_key(profile.get("apiKey")):
-        raise ScriptoError("unauthenticated", "There is no API key.", NEXT_SIGN_IN)
-    return profile["apiKey"]
+    key = text_of(profile, "apiKey").strip()
+    if not is_key(key):
+        raise no_key("There is no API key.")
+    return key
 
 
 def stored_url(ctx, name, profile):
@@ -893,32 +925,46 @@ def stored_url(ctx, name, profile):
 def resolve(ctx, args, with_key=True):
     """The Target, by the contract's order. Raises unauthenticated without a key that is needed,
     failed-precondition where a profile's key would go to another origin than its own."""
-    key = source = None
-    if with_key:
-        key, source = given(ctx, check_key, "--api-key", args.api_key, "SCRIPTO_API_KEY")
+    key = key_source = None
+    if with_key and key_is_given(ctx, args):
+        key, key_source = given(ctx, check_key, "--api-key", args.api_key, "SCRIPTO_API_KEY")
     url, url_source = given_url(ctx, args)
-    named = args.profile
-    if with_key or not url:  # else, as for a sign-in, SCRIPTO_PROFILE has no say
-        named = named_profile(ctx, named)
     stored = with_key and not key
-    chosen = named is not None
-    name, profile = None, {}
-    if stored or chosen or not url:
-        name, profile = profile_in_force(ctx, named, stored or chosen)
+    name, profile, hint = None, {}, NEXT_PROFILES
+    if not with_key:
+        hint += "; to sign in as a new one, pass --profile-name instead of --profile"
+    if stored or not url or args.profile is not None:
+        name, profile = profile_in_force(ctx, args.profile, stored, hint)
     if stored:
-        key, source = key_of(profile), "profile"
-    elif key and chosen:
-        warn(ctx, f"{source} overrides the key of profile '{name}'")
-    if url and not stored:
-        return Target(url, url_source, key, source, name, profile)
-    bound_url, bound_source = default_url(ctx), "default"
-    if stored or chosen or "baseUrl" in profile:
-        bound_url, bound_source = stored_url(ctx, name, profile), "profile"
-    if url and origin_of(url) != origin_of(bound_url):
-        problem = f"belongs to {bound_url} and is not sent to {url} (from {url_source})"
+        key, key_source = key_of(profile), "profile"
+    elif url:
+        return Target(url, url_source, key, key_source, name, profile)
+    own, own_source = default_url(ctx), "default"
+    chosen = args.profile is not None or ctx.env.get("SCRIPTO_PROFILE")
+    if stored or "baseUrl" in profile or profile and chosen:
+        own, own_source = stored_url(ctx, name, profile), "profile"
+    if url and origin_of(url) != origin_of(own):
+        problem = f"belongs to {own} and is not sent to {url} (from {url_source})"
         hint = f"drop {url_source}, pass --api-key, or {NEXT_SIGN_IN}" + flagged("--api-url", url)
         raise failed(f"The key of profile '{name}' {problem}.", hint)
-    return Target(url or bound_url, url_source or bound_source, key, source, name, profile)
+    return Target(url or own, url_source or own_source, key, key_source, name, profile)
+
+
+def expiry_of(target):
+    """When the key in force ends, as the backend wrote it; None where that is not known."""
+    return target.key_source == "profile" and text_of(target.profile, "expiresAt") or None
+
+
+def expiry_warning(target):
+    """(what there is to say, next action) in the last seven days of the key, else None. Times in
+    UTC can be compared as text (RFC 3339, 5.1)."""
+    ends = expiry_of(target)
+    if not ends or ends > timestamp(time.time() + 7 * DAY):
+        return None
+    email = text_of(target.profile, "email")
+    email = flagged("--email", email) if email else " --email <your-email>"
+    hint = f"sign in again with: scripto auth login-request{email} --profile {target.name}"
+    return f"the key of profile '{target.name}' ends at {ends}", hint
 
 
 # ---- HTTP client ----------------------
@@ -1469,51 +1515,67 @@ def codes_awaited(ctx, source, email, seconds, then):
 # for a person); where others have spoken already, an exit status.
 
 
-def flags_of(args, *flags):
-    """Those of them that this call has, as a shell takes them."""
-    given = ((flag, getattr(args, flag[2:].replace("-", "_"))) for flag in flags)
-    return "".join(flagged(flag, value) for flag, value in given if value)
-
-
-def second_step(args):
-    return f"scripto auth login-complete{flags_of(args, '--email')} --code <6-digit-code>"
+SECOND_STEP = ("auth login-complete", "--code <6-digit-code>")  # for ctx.then()
 
 
 def request_code(ctx, target, email, command):
-    """Has the backend mail a code. An email that it does not take is that command's error."""
+    """Has the backend mail a code, and returns what it answers: with a `ticket`, from some. An
+    email that it does not take is that command's error."""
     hint = NEXT_EMAIL + command
     data = call(ctx, target, "POST", "/api/cli/login-request", "data", {"email": email}, hint)
     if data.get("ok") is not True:
         raise bad_reply(target.base_url, "did not say that a code was sent")
+    return data
+
+
+def name_by_hand(ctx, args):
+    """What the new profile is to be called: --profile-name, else SCRIPTO_PROFILE, else None."""
+    name = getattr(args, "profile_name", None)  # login-request has no such flag
+    name = name if name is not None else ctx.env.get("SCRIPTO_PROFILE") or None
+    check_profile_name(name)
+    return name
+
+
+def check_name(ctx, args, file, base_url):
+    """Before a code is asked for or spent: raises failed-precondition where the name given by hand
+    is another identity's."""
+    name_for(file.read(), name_by_hand(ctx, args), {"email": args.email}, base_url)
 
 
 def cmd_login_request(ctx, args):
-    args.email = check_email(args.email, "login-request")
+    check_email(args.email, "login-request")
     target = resolve(ctx, args, with_key=False)
+    if name_by_hand(ctx, args):
+        check_name(ctx, args, ProfileFile(ctx), target.base_url)
     request_code(ctx, target, args.email, "login-request")
-    then, flags = second_step(args), flags_of(args, "--api-url", "--profile")
-    if flags:
-        warn(ctx, f"the code is good at {target.base_url} only: add{flags} there too")
+    then = ctx.then(*SECOND_STEP)
     lines = ["✓ Sign-in code sent to " + args.email, "", "  Then run:", "    " + then]
-    return {"ok": True, "email": args.email, "nextAction": then + flags}, lines
+    return {"ok": True, "email": args.email, "nextAction": then}, lines
 
 
 def prepare(ctx, args, command):
     """(target, profile file). All that can fail on this machine is tried: a code buys one key."""
-    args.email = check_email(args.email, command)
-    args.name = args.name if args.name is None else check_key_name(args.name)
-    check_profile_name(args.profile_name)
+    check_email(args.email, command)
+    check_key_name(args.name or "")
+    if args.expires_in is not None:
+        check_number(args.expires_in, "--expires-in", 3650, 1)
+    name_by_hand(ctx, args)
     target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
     file.rehearse()
+    check_name(ctx, args, file, target.base_url)
     return target, file
 
 
-def keep_key(file, args, identity, base_url):
-    """The profile's name. If the key is not in the file after all, the error hands it over, this
-    once: its code is spent."""
+def keep_key(ctx, args, file, identity, base_url):
+    """(the profile's name, the profile as it was before). If the key is not in the file after all,
+    the error hands it over, this once: its code is spent."""
+    def store(state):
+        name = name_for(state, name_by_hand(ctx, args), identity, base_url)
+        return name, store_profile(state, name, identity, base_url)
+
     key = identity["apiKey"]
     try:
-        return file.change(store_profile, args.profile_name, identity, base_url)["activeProfile"]
+        return file.change(store)
     except (ScriptoError, KeyboardInterrupt) as error:
         try:
             profiles = file.read()["profiles"]
@@ -1521,8 +1583,8 @@ def keep_key(file, args, identity, base_url):
             profiles = {}
         for name, profile in profiles.items():
             if profile.get("apiKey") == key:
-                return name  # all was done but for the last flush
-        flags = flags_of(args, "--profile-name") + flagged("--api-url", base_url)
+                return name, {}  # all was done but for the last flush
+        flags = "".join(flags_in(args, ["--profile-name"])) + flagged("--api-url", base_url)
         raise failed(f"Signed in, but the key could not be stored. {error}",
                       f"store it with: scripto config set{flagged('--api-key', key)}{flags}")
 
@@ -1530,47 +1592,72 @@ def keep_key(file, args, identity, base_url):
 def warn_of_environment(ctx, name=None):
     """What overrides the active profile, unless it is that one."""
     if ctx.env.get("SCRIPTO_API_KEY"):
-        warn(ctx, "SCRIPTO_API_KEY is set and overrides the key of every profile")
+        warn(ctx, "SCRIPTO_API_KEY is set and overrides the key of the active profile")
     if ctx.env.get("SCRIPTO_PROFILE", "") not in ("", name):
         other = ctx.env["SCRIPTO_PROFILE"]
         warn(ctx, f"SCRIPTO_PROFILE is set: profile {other} is in force, whichever is active")
 
 
-def answer_stored(ctx, name, identity, base_url, done, line):
-    """(data, lines) of a command that has stored a key."""
+def answer_stored(ctx, kept, identity, base_url, lines):
+    """(data, lines) of a command that has stored a key. kept: what keep_key() returns."""
+    name, former = kept
     warn_of_environment(ctx, name)
     data = dict(identity, profile=name, active=True, baseUrl=base_url, apiKey=MASKED_KEY)
-    return data, [done, "", line, f"  Profile:  {name} (now active)", "  API key:  " + MASKED_KEY,
+    if former.get("apiKey", identity["apiKey"]) != identity["apiKey"]:
+        key_id = text_of(former, "keyId")
+        if key_id:
+            data["formerKeyId"] = key_id
+        how = "scripto keys revoke " + (shell_word(key_id) if key_id else "<id>")
+        warn(ctx, f"the former key of profile {name} still works; end it with: {how}")
+    return data, [*lines, f"  Profile:  {name} (now active)", "  API key:  " + MASKED_KEY,
                   "", "  Try it:  scripto whoami"]
 
 
-def sign_in(ctx, args, target, file, code):
+def default_key_name():
+    """A key says which machine it is for."""
+    import socket  # lazy
+
+    return f"scripto-cli on {harmless(socket.gethostname())}"[:KEY_NAME_LENGTH]
+
+
+def buy_key(ctx, args, target, code, ticket):
+    """The new key's IDENTITY. The error of a request that may have been heard says that the code
+    may be used up."""
+    body = {"email": args.email, "otp": code, "name": args.name or default_key_name()}
+    if ticket:
+        body["ticket"] = ticket
+    if args.expires_in:
+        body["expiresIn"] = int(args.expires_in) * DAY
+    data = call(ctx, target, "POST", "/api/cli/login-complete", "data", body, NEXT_CODE)
+    if not is_key(data.get("apiKey")):
+        raise bad_reply(target.base_url, "sent no key")
+    identity = {name: text_of(data, name) for name in IDENTITY if text_of(data, name)}
+    identity.setdefault("email", args.email)
+    return identity
+
+
+def sign_in(ctx, args, target, file, code, ticket=None):
     """Buys a key with the code and stores it; returns (data, lines) as a command does."""
-    url = target.base_url
     used_up = "if the code is used up by now, " + NEXT_CODE
-    body = {"email": args.email, "otp": code}
-    if args.name is not None:
-        body["name"] = args.name
     try:
-        data = call(ctx, target, "POST", "/api/cli/login-complete", "data", body, NEXT_CODE)
-        if not is_key(data.get("apiKey")):
-            raise bad_reply(url, "sent no key")
-        identity = {name: text_of(data, name) for name in IDENTITY if text_of(data, name)}
-        identity.setdefault("email", args.email)
-        name = keep_key(file, args, identity, url)
+        identity = buy_key(ctx, args, target, code, ticket)
+        kept = keep_key(ctx, args, file, identity, target.base_url)
     except KeyboardInterrupt:
         raise ScriptoError("cancelled", "Interrupted.", "run it again; " + used_up) from None
     except ScriptoError as error:  # it may have been heard
         if error.code in ("network-error", "invalid-response") or error.http_status == 504:
             error.next_action += "; " + used_up
         raise
-    line = "  Email:    " + identity["email"]
-    return answer_stored(ctx, name, identity, url, "✓ Signed in", line)
+    if args.expires_in and "expiresAt" not in identity:
+        warn(ctx, "the backend does not know --expires-in: this key lasts until it is revoked")
+    lines = ["✓ Signed in", "", "  Email:    " + identity["email"]]
+    return answer_stored(ctx, kept, identity, target.base_url, lines)
 
 
 def cmd_login_complete(ctx, args):
     check_email(args.email, "login-complete")  # the first that is wrong is named first
-    code = check_code(read_line(ctx, "Code: ") if args.code == "-" else args.code)
+    code = read_line(ctx, "Code: ") if args.code == "-" else args.code
+    code = check_code(code, "run it again: " + ctx.then(*SECOND_STEP))
     return sign_in(ctx, args, *prepare(ctx, args, "login-complete"), code)
 
 
@@ -1593,21 +1680,21 @@ def cmd_login(ctx, args):
     seconds = check_number(args.timeout or "90", "--timeout", 3600, 1)
     target, file = prepare(ctx, args, "login")
     place = args.code_from or ctx.env.get("SCRIPTO_CODE_FROM")
-    then = second_step(args) + flags_of(args, "--name", "--profile-name", "--api-url", "--profile")
+    then = ctx.then(*SECOND_STEP)
     if place:
         codes = codes_awaited(ctx, place, args.email, seconds, then)
     elif is_terminal(ctx.stdin):
         codes = codes_typed(ctx, target, args.email, then)
     else:
-        first = "scripto auth login-request" + flags_of(args, "--email", "--api-url", "--profile")
+        first = ctx.then("auth login-request")
         hint = f"pass --code-from, or in two steps: {first}; then: {then}"
         raise invalid("There is no terminal to ask for the code at.", hint)
     next(codes)  # what is wrong with a mailbox costs no code
-    request_code(ctx, target, args.email, "login")
+    ticket = request_code(ctx, target, args.email, "login").get("ticket")
     say(ctx, f"Sign-in code sent to {args.email}. If this is cut off, go on with:", "  " + then)
     for code in codes:
         try:
-            return sign_in(ctx, args, target, file, check_code(code))
+            return sign_in(ctx, args, target, file, check_code(code), ticket)
         except ScriptoError as error:
             if error.code != "invalid-argument":
                 raise
@@ -1615,25 +1702,30 @@ def cmd_login(ctx, args):
             say(ctx, "✗ " + error.message + hint)
 
 
+def warn_of_end(ctx, target):
+    warning = expiry_warning(target)
+    if warning:
+        warn(ctx, ": ".join(warning))
+
+
 def cmd_whoami(ctx, args):
-    """What the backend says just now; the profile fills a blank email or name."""
+    """What the backend says just now; the profile fills a blank email."""
     target = resolve(ctx, args)
     said = call(ctx, target, "GET", "/api/auth/me", "user")
     if not text_of(said, "id"):
         raise bad_reply(target.base_url, "named no user")
     own, name = (target.profile, target.name) if target.key_source == "profile" else ({}, None)
-    user = {member: text_of(said, member) or text_of(own, member)
-            for member in ("id", "email", "name")}
-    user["name"] = user["name"] or name or ""
-    source = f"profile {name}" if name else target.key_source
+    user = {member: text_of(said, member) for member in ("id", "email", "name")}
+    user["email"] = user["email"] or text_of(own, "email")
+    ends = expiry_of(target)
+    warn_of_end(ctx, target)
+    rows = [("Name", user["name"]), ("User ID", user["id"]),
+            ("API key", f"{MASKED_KEY} (from {f'profile {name}' if name else target.key_source})"),
+            ("Key ends", ends), ("Backend", target.base_url)]
     return {"user": user, "profile": name, "baseUrl": target.base_url,
-            "keySource": target.key_source}, [
+            "keySource": target.key_source, "expiresAt": ends}, [
         "✓ Signed in as " + (user["email"] or user["id"]), "",
-        "  Name:     " + user["name"],
-        "  User ID:  " + user["id"],
-        f"  API key:  {MASKED_KEY} (from {source})",
-        "  Backend:  " + target.base_url,
-    ]
+        *(f"  {title + ':':9} {value}" for title, value in rows if value)]
 
 
 def cmd_token(ctx, args):
@@ -1684,7 +1776,7 @@ def revoke(ctx, target, keys):
     from urllib.parse import quote  # lazy
 
     if not keys:
-        hint = "see the ids with: scripto keys list"
+        hint = "see the ids with: " + ctx.then("keys list")
         raise ScriptoError("not-found", f"There is no such key at {target.base_url}.", hint)
     path = "/api/keys/" + quote(text_of(keys[0], "id"), safe="")
     if call(ctx, target, "DELETE", path, "data").get("revoked") is not True:
@@ -1707,107 +1799,123 @@ def revoke_stored(ctx, name, profile):
 
 def cmd_keys_list(ctx, args):
     keys = keys_of(ctx, resolve(ctx, args))
-    form = "{} {:28}  {:20}  {:20}  {}"
-    lines = [form.format(" ", "ID", "NAME", "CREATED", "LAST USED")]
+    form = "{} {:28}  {:32}  {:20}  {:20}  {}"
+    lines = [form.format(" ", "ID", "NAME", "CREATED", "LAST USED", "ENDS")]
     for key in keys:
-        texts = [text_of(key, name) or "-" for name in ("id", "name", "createdAt", "lastUsedAt")]
+        members = ("id", "name", "createdAt", "lastUsedAt", "expiresAt")
+        texts = [text_of(key, name) or "-" for name in members]
         lines.append(form.format("●" if key["current"] else " ", *texts))
     return {"keys": keys}, lines
 
 
+def revoke_others(ctx, args, target, keys):
+    """All but the one in use. Raises failed-precondition if that one is not known."""
+    others = [key for key in keys if not key["current"]]
+    if len(others) == len(keys):
+        hint = "see the keys with: " + ctx.then("keys list")
+        raise failed(f"The key in use is not in the list of {target.base_url}.", hint)
+    if others:
+        confirm(ctx, f"Revoke {len(others)} keys, all but the one in use?")
+    for key in others:
+        revoke(ctx, target, [key])
+    return {"ids": [text_of(key, "id") for key in others], "revoked": True}, [
+        f"✓ {len(others)} other keys are revoked at {target.base_url}"]
+
+
 def cmd_keys_revoke(ctx, args):
+    if (args.id is None) != args.others:
+        problem = "Say which key: its ID, or --others for all but the one in use."
+        raise invalid(problem, "see the ids with: " + ctx.then("keys list"))
     target = resolve(ctx, args)
-    keys = [key for key in keys_of(ctx, target) if key.get("id") == args.id]
+    keys = keys_of(ctx, target)
+    if args.others:
+        return revoke_others(ctx, args, target, keys)
+    keys = [key for key in keys if key.get("id") == args.id]
     if any(key["current"] for key in keys):
-        confirm(ctx, args, "That is the key in use. Revoke it?", "keys revoke")
+        confirm(ctx, "That is the key in use. Revoke it?", shell_word(args.id))
     revoke(ctx, target, keys)
     return {"id": args.id, "revoked": True}, [f"✓ Key {args.id} is revoked at {target.base_url}"]
 
 
 def cmd_logout(ctx, args):
     file = ProfileFile(ctx)
-    state = file.read()
-    name = named_profile(ctx, args.name)
-    name = state.get("activeProfile") if name is None else name
+    name, profile = profile_in_force(ctx, args.name, True)
     if name is None:
-        raise ScriptoError("not-found", "No profile is active.", NEXT_SIGN_IN)
-    profile = find_profile(state, name)
+        raise no_key("No profile is active.")
     done = "is not revoked: copies of it still work at "
     if args.revoke:
         done = revoke_stored(ctx, name, profile)
-    left = file.change(remove_profiles, [name])["activeProfile"]
+    left = file.change(remove_profiles, [name])
     lines = [f"✓ Signed out: profile {name} is removed from this machine",
              f"  Its key {done}{url_of(profile)}"]
     if not args.revoke:
         key_id = text_of(profile, "keyId") or "<id>"
         lines.append("  To revoke it, sign in there again, then: scripto keys revoke " + key_id)
-    if left and name == state.get("activeProfile"):
-        lines.append(f"  Profile {left} is now active")
+    if left is None:
+        lines.append("  No profile is active now: choose one with: scripto use <name>")
     warn_of_environment(ctx)
     return {"removed": name, "revoked": args.revoke, "activeProfile": left}, lines
 
 
 def cmd_config_set(ctx, args):
-    name = args.profile_name
+    """A name given by --profile-name is replaced, whoever it is."""
     identity = {"apiKey": check_key(ctx, args.api_key, "--api-key")}
-    base_url = given_url(ctx, args)[0]
-    check_profile_name(name)
+    base_url, named = given_url(ctx, args)[0], name_by_hand(ctx, args)
 
     def store(state):
         url = base_url or default_url(ctx)
-        if not base_url and name in state["profiles"]:  # its new key is for the same backend
-            url = stored_url(ctx, name, state["profiles"][name])
-        store_profile(state, name, identity, url, name is not None)
+        if not base_url and named in state["profiles"]:  # its new key is for the same backend
+            url = stored_url(ctx, named, state["profiles"][named])
+        name = args.profile_name or name_for(state, named, identity, url)
+        return (name, store_profile(state, name, identity, url)), url
 
-    state = ProfileFile(ctx).change(store)
-    name = state["activeProfile"]
-    base_url = url_of(state["profiles"][name])
-    return answer_stored(ctx, name, identity, base_url, "✓ Key stored", "  Backend:  " + base_url)
+    kept, base_url = ProfileFile(ctx).change(store)
+    lines = ["✓ Key stored", "", "  Backend:  " + base_url]
+    return answer_stored(ctx, kept, identity, base_url, lines)
 
 
 def cmd_config_show(ctx, args):
-    shown, state = "none", {"profiles": {}}
+    """What is in force, and why. That there is no key is part of the answer."""
     try:
-        file = ProfileFile(ctx)
-        shown, state = file.shown, file.read()
-    except ScriptoError as error:
-        if not error.unseen or not key_is_given(ctx, args):
-            raise
+        path = ProfileFile(ctx).shown
+    except ScriptoError:  # no home: resolve() knows whether one is needed
+        path = "none"
     warn_of_environment(ctx)
-    if args.profile is not None:
-        find_profile(state, args.profile)
-    rows, lines = listed(state)
-    for at, row in enumerate(rows):
-        if state["profiles"][row["name"]].get("apiKey"):
-            row["apiKey"] = MASKED_KEY
-            lines[at] += "  " + MASKED_KEY
-    data = {"path": shown, "profiles": rows}
-    lines = ["Profile file: " + shown, "", *lines, ""]
+    data, rows = {"path": path}, [("Profile file", path)]
     try:
         target = resolve(ctx, args)
     except ScriptoError as error:
+        if error.code != "unauthenticated":
+            raise
         data["problem"] = error.envelope()["error"]
-        return data, lines + ["Key in force: none. " + error.message]
+        return data, ["Profile file: " + path, "Key:          none. " + error.message]
     name = target.name if target.key_source == "profile" else None
     data["key"] = {"apiKey": MASKED_KEY, "source": target.key_source, "profile": name}
     data["baseUrl"] = {"url": target.base_url, "source": target.url_source}
-    return data, lines + [f"Key in force: {MASKED_KEY} (from {target.key_source})",
-                          f"Base URL:     {target.base_url} (from {target.url_source})"]
+    data["expiresAt"] = expiry_of(target)
+    warn_of_end(ctx, target)
+    rows += [("Profile", name), ("Key", f"{MASKED_KEY} (from {target.key_source})"),
+             ("Key ends", data["expiresAt"]),
+             ("Base URL", f"{target.base_url} (from {target.url_source})")]
+    return data, [f"{title + ':':13} {value}" for title, value in rows if value]
 
 
 def cmd_config_clear(ctx, args):
+    if (args.profile is None) != args.all:
+        raise invalid("Say what to forget: --profile NAME, or --all.",
+                      NEXT_PROFILES)
     file = ProfileFile(ctx)
     state = file.read()
-    active = None
-    if args.profile is not None:
+    names = list(state["profiles"])
+    if not args.all:
         find_profile(state, args.profile)
-    names = list(state["profiles"]) if args.profile is None else [args.profile]
-    shown = ", ".join(names)
+        names = [args.profile]
+    active = state.get("activeProfile")
     if names:
-        confirm(ctx, args, f"Forget {shown}?", "config clear")
-        active = file.change(remove_profiles, names)["activeProfile"]
+        confirm(ctx, f"Forget {', '.join(names)}?")
+        active = file.change(remove_profiles, names)
     return {"removed": names, "activeProfile": active}, [
-        "✓ Forgotten: " + (shown or "nothing, there was no profile")]
+        "✓ Forgotten: " + (", ".join(names) or "nothing, there was no profile")]
 
 
 # ---- Scripts --------------------------
@@ -3415,11 +3523,11 @@ def cmd_users(ctx, args):
 def cmd_users_remove(ctx, args):
     email = args.email.lower()
     store = Store(ctx, args.db, "write")
-    confirm(ctx, args, f"Remove {email}, with every key?", "users remove" + flags_of(args, "--db"))
+    confirm(ctx, f"Remove {email}, with every key?", shell_word(args.email))
     known = store.delete_user(email)
     store.close()
     if not known:
-        hint = "see who has with: scripto users list" + flags_of(args, "--db")
+        hint = "see who has with: " + ctx.then("users list")
         raise ScriptoError("not-found", f"Nobody has signed up as '{email[:EMAIL_LENGTH]}'.", hint)
     return {"removed": email}, [f"✓ Removed: {email}, with every key"]
 
@@ -3754,6 +3862,9 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--profile": ("NAME", "the profile (else SCRIPTO_PROFILE, the active one)"),
     "--api-key": ("KEY", "the key (else SCRIPTO_API_KEY, the profile's); - reads standard input"),
     "--yes": (None, "do not ask"),
+    "--expires-in": ("DAYS", "when the new key is to end (never)"),
+    "--others": (None, "all but the one in use"),
+    "--all": (None, "all profiles"),
     "-X": ("METHOD", "the method (GET; POST with -d)"),
     "-d": ("BODY", "JSON to send; @FILE or - reads a file or standard input"),
     "-q": ("NAME=VALUE", "a query parameter; may be given again"),
@@ -3778,7 +3889,7 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--help": (None, "show this and do nothing"),
 }
 BACKEND = " --api-url --profile"
-SIGN_IN, KEY = " --name --profile-name" + BACKEND, "--api-key" + BACKEND
+SIGN_IN, KEY = " --name --profile-name --expires-in" + BACKEND, "--api-key" + BACKEND
 # What it does, its arguments and flags (with ! what it needs), an example of them, and where it
 # changes something.
 Command = collections.namedtuple("Command", "work purpose takes example changes")
@@ -3802,14 +3913,15 @@ COMMANDS = {
         "name --revoke", "you", "here, backend"),
     "keys list": Command(cmd_keys_list, "list your keys at the backend", KEY),
     "keys revoke": Command(
-        cmd_keys_revoke, "end one of your keys", "id! --yes " + KEY, "key_1f2e3d", "backend"),
+        cmd_keys_revoke, "end one of your keys, or all others", "id --others --yes " + KEY,
+        "key_1f2e3d", "backend"),
     "config set": Command(
         cmd_config_set, "store a key that you have as a profile",
         "--api-key! --profile-name --api-url", "--api-key -", "here"),
-    "config show": Command(cmd_config_show, "show profiles and what is in force", KEY),
+    "config show": Command(cmd_config_show, "show what is in force, and why", KEY),
     "config clear": Command(
         cmd_config_clear, "forget a profile, or all, on this machine; their keys are not revoked",
-        "--profile --yes", "--yes", "here"),
+        "--profile --all --yes", "--profile you --yes", "here"),
     "serve": Command(
         cmd_serve, "run a backend",
         "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
@@ -3862,7 +3974,7 @@ def parser_for(name):
         if word == "--":  # no flag: run() splits there
             continue
         more = {"metavar": takes} if takes else {"action": "store_true"}
-        if needed or word == "name":
+        if needed or word[0] != "-":
             more["nargs"] = "?"  # what is missing is said later, in words of our own
         if word in ("--allow", "-q", "-H"):
             more["action"] = "append"
@@ -3921,6 +4033,8 @@ def parse(name, words, behind):
     parser = parser_for(name)
     takes = dict(arguments_of(COMMANDS[name]))
     args, extra = parser.parse_known_args(words)
+    if extra and getattr(args, "code", None) and extra[0].isdigit():
+        raise invalid("The code is in two words.", "put quotes around it: --code '123 456'")
     if extra:
         known = {word: word for word in (*takes, "--json", "--help") if re.match("--.", word)}
         raise unknown("argument", extra[0], known, f"see: {parser.prog} --help")

@@ -3,9 +3,12 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
+import socket
 import stat
 import subprocess
+import time
 
 import pytest
 
@@ -108,11 +111,13 @@ def test_the_two_commands_print_what_auth_md_shows(python, tmp_path, backend):
     assert after.status == 0 and EMAIL in after.out and after.err == ""
 
 
-def test_output_with_api_url_is_the_same(newest, backend):
-    """The hint that the flag is needed again may not stand in standard output."""
-    assert newest.run(*LOGIN_REQUEST, "--api-url", backend.url).out == REQUESTED
-    words = ["auth", "login-complete", "--email", EMAIL, "--code", backend.code_for(EMAIL)]
-    assert newest.run(*words, "--api-url", backend.url).out == COMPLETED
+def test_with_api_url_the_next_step_has_it_too(newest, backend):
+    """What login-request prints can be pasted."""
+    url = "--api-url " + backend.url
+    shown = newest.run(*LOGIN_REQUEST, "--api-url", backend.url)
+    assert (shown.out, shown.err) == (REQUESTED[:-1] + " " + url + "\n", "")
+    line = shown.out.split("    ")[-1].replace("<6-digit-code>", backend.code_for(EMAIL))
+    assert newest.run(*shlex.split(line)[1:]).out == COMPLETED
 
 
 def test_login_request_answers_with_the_next_action(newest, backend):
@@ -154,7 +159,7 @@ def test_the_requests_are_the_contracts(newest, raw_server):
     assert "User-Agent: scripto/" + version in server.requests[0].decode()
     server.answer = minted(EMAIL)
     newest.run(*LOGIN_COMPLETE, "--api-url", server.url, env=env)
-    body = {"email": EMAIL, "otp": "123456"}
+    body = {"email": EMAIL, "otp": "123456", "name": "scripto-cli on " + socket.gethostname()}
     assert sent_to(server) == ("POST /api/cli/login-complete HTTP/1.1", None, body)
 
 
@@ -249,11 +254,52 @@ def test_a_name_given_by_hand_keeps_its_case_and_is_renewed_without_the_flag(new
     assert complete(newest, server, EMAIL)["profile"] == name
 
 
-def test_a_taken_name_given_by_hand_is_not_overwritten(newest, raw_server):
-    server = raw_server(b"")
-    complete(newest, server, EMAIL, "--profile-name", "work")
-    assert complete(newest, server, "me@c.d", "--profile-name", "work")["profile"] == "work-2"
-    assert newest.state()["profiles"]["work"]["email"] == EMAIL
+@pytest.mark.parametrize("words", [LOGIN_COMPLETE, ["auth", "login", "--email", EMAIL,
+                                                    "--code-from", "cmd:false"]], ids=" ".join)
+@pytest.mark.parametrize("how", ["flag", "environment"])
+def test_a_taken_name_given_by_hand_costs_no_code(newest, raw_server, words, how):
+    server = raw_server(minted(EMAIL))
+    state = profiles("work", work=profile("scripto_w", server.url, email="me@c.d"))
+    newest.write_config(state)
+    flags, env = (["--profile-name", "work"], {}) if how == "flag" else ([], {"SCRIPTO_PROFILE": "work"})
+    run = newest.run(*words, *flags, "--api-url", server.url, "--json", env=env)
+    hint = refused(run, "failed-precondition", 1)["nextAction"]
+    assert "scripto logout work" in hint and "--profile-name" in hint
+    assert server.requests == [] and newest.state() == state
+
+
+def test_no_code_is_asked_for_a_name_of_the_environment_that_is_taken(newest, raw_server):
+    server = raw_server(SENT)
+    newest.write_config(profiles(None, work=profile("scripto_w", server.url, email="me@c.d")))
+    words = [*LOGIN_REQUEST, "--api-url", server.url, "--json"]
+    refused(newest.run(*words, env={"SCRIPTO_PROFILE": "work"}), "failed-precondition", 1)
+    assert server.requests == []
+
+
+def test_the_environment_names_the_profile_that_a_sign_in_makes(scripto, backend):
+    """A fresh job: every command says that it has to sign in, and the sign-in makes the profile."""
+    scripto.write_config(profiles("me", me=profile("scripto_me")))
+    scripto.env["SCRIPTO_PROFILE"] = "ci"
+    for words in (["whoami"], ["auth", "token"], ["logout"], ["keys", "list"]):
+        error = refused(scripto.run(*words, "--json"), "unauthenticated", 4)
+        assert "'ci'" in error["message"] and "auth login-request" in error["nextAction"]
+    assert scripto.sign_in(backend)["profile"] == "ci"
+    assert scripto.sign_in(backend)["profile"] == "ci"  # and renews it
+    assert scripto.run("whoami", "--json").data["profile"] == "ci"
+
+
+def test_the_environment_gives_a_sign_in_the_backend_of_its_profile(newest, raw_server):
+    active, named = raw_server(SENT), raw_server(SENT)
+    newest.write_config(profiles("a", a=profile(KEY, active.url), n=profile(KEY, named.url, email=EMAIL)))
+    assert newest.run(*LOGIN_REQUEST, env={"SCRIPTO_PROFILE": "n"}).status == 0
+    assert len(named.requests) == 1 and active.requests == []
+
+
+def test_a_profile_that_is_not_there_yet_is_made_by_profile_name(newest):
+    error = refused(newest.run(*LOGIN_COMPLETE, "--profile", "work", "--json"), "not-found", 1)
+    assert "--profile-name" in error["nextAction"]
+    error = refused(newest.run("whoami", "--profile", "work", "--json"), "not-found", 1)
+    assert "--profile-name" not in error["nextAction"]
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "../a", "ü", "a\n", "a" * 65, "a@b", "\x1b"])
@@ -270,7 +316,7 @@ def test_a_name_beyond_the_alphabet_is_refused_before_anything_happens(newest, r
 def test_whoami_says_whose_key_it_is(scripto, backend):
     scripto.sign_in(backend)
     data = scripto.run("whoami", "--json").data
-    assert set(data) == {"user", "profile", "baseUrl", "keySource"}
+    assert set(data) == {"user", "profile", "baseUrl", "keySource", "expiresAt"}
     assert set(data["user"]) == {"id", "email", "name"} and data["user"]["email"] == EMAIL
     assert (data["profile"], data["baseUrl"]) == ("you", backend.url)
 
@@ -282,12 +328,14 @@ def test_whoami_sends_the_key_and_ignores_what_it_does_not_know(newest, raw_serv
     assert sent_to(server) == ("GET /api/auth/me HTTP/1.1", KEY, None)
 
 
-def test_whoami_fills_a_blank_email_and_name_from_the_profile(newest, raw_server):
+def test_whoami_fills_a_blank_email_from_the_profile(newest, raw_server):
+    """The name is the backend's only."""
     server = raw_server(http_reply({"user": {"id": "user_1", "email": "", "name": None}}))
     newest.write_config(profiles("you", you=profile(KEY, server.url, email=EMAIL)))
     user = newest.run("whoami", "--json").data["user"]
-    assert user["id"] == "user_1" and user["email"] == EMAIL and user["name"]
-    assert EMAIL in newest.run("whoami").out
+    assert user == {"id": "user_1", "email": EMAIL, "name": ""}
+    out = newest.run("whoami").out
+    assert EMAIL in out and "Name:" not in out
 
 
 def test_whoami_does_not_lend_a_profiles_email_to_another_key(newest, raw_server):
@@ -330,13 +378,19 @@ def test_an_unknown_profile_changes_nothing(newest, witness, words):
     assert newest.state() == TWO and witness.requests == []
 
 
-def test_logout_removes_the_active_profile_and_the_first_left_becomes_active(scripto):
+def test_after_logout_of_the_active_profile_none_is_active(scripto):
+    """Who acts as whom is never guessed."""
     scripto.write_config(TWO)
-    answers = [scripto.run("logout", "--json").data for _ in TWO["profiles"]]
-    assert answers == [{"removed": "you", "revoked": False, "activeProfile": "me"},
-                       {"removed": "me", "revoked": False, "activeProfile": None}]  # fmt: skip
-    assert KEY not in scripto.config.read_text() and scripto.state()["profiles"] == {}
-    refused(scripto.run("logout", "--json"), "not-found", 1)
+    gone = {"removed": "you", "revoked": False, "activeProfile": None}
+    assert scripto.run("logout", "--json").data == gone
+    assert scripto.state() == profiles(None, me=TWO["profiles"]["me"])
+    for words in (["whoami"], ["auth", "token"], ["logout", "--revoke"]):
+        error = refused(scripto.run(*words, "--json"), "unauthenticated", 4)
+        assert error["message"] == "No profile is active."
+        assert error["nextAction"] == "choose one with: scripto use <name>"
+    assert scripto.run("use", "me").status == scripto.run("logout").status == 0
+    error = refused(scripto.run("logout", "--json"), "unauthenticated", 4)
+    assert error["nextAction"] == "sign in with: scripto auth login-request --email <your-email>"
 
 
 def test_logout_of_another_profile_leaves_the_active_one(newest):
@@ -407,11 +461,12 @@ def test_what_is_no_key_is_refused_and_not_repeated(newest, key):
     assert not newest.config.exists() and not (key and key in result.error["message"])
 
 
-def test_config_show_names_the_file_the_profiles_and_what_is_in_force(scripto):
+def test_config_show_names_the_file_and_what_is_in_force(scripto):
     scripto.write_config(TWO)
     result = scripto.run("config", "show")
-    for shown in (str(scripto.config), "you", EMAIL, "me@c.d", "scripto_••••••••", PRODUCTION):
+    for shown in (str(scripto.config), "you", "scripto_••••••••", PRODUCTION):
         assert shown in result.out
+    assert "me@c.d" not in result.out  # `use` has the list
     assert scripto.run("config", "show", "--json").data["path"] == str(scripto.config)
 
 
@@ -435,29 +490,42 @@ def test_config_show_works_with_nothing_to_show(newest):
     assert result.status == 0 and str(newest.config) in result.out and not newest.config.exists()
 
 
+CLEAR = ["config", "clear", "--all"]
+
+
 def test_config_clear_needs_yes_where_nobody_can_be_asked(scripto):
     scripto.write_config(TWO)
-    error = refused(scripto.run("config", "clear", "--json", input=b"y\n"))
-    assert "--yes" in error["nextAction"] and scripto.state() == TWO
+    error = refused(scripto.run(*CLEAR, "--json", input=b"y\n"))
+    assert "scripto config clear --yes --all" in error["nextAction"] and scripto.state() == TWO
+
+
+@pytest.mark.parametrize("flags", [[], ["--all", "--profile", "me"]], ids=["none", "both"])
+def test_config_clear_has_to_be_told_what(newest, flags):
+    newest.write_config(TWO)
+    env = {"SCRIPTO_PROFILE": "me"}
+    error = refused(newest.run("config", "clear", "--yes", *flags, "--json", env=env))
+    assert "--profile" in error["message"] and "--all" in error["message"]
+    assert newest.state() == TWO
 
 
 def test_config_clear_forgets_all_profiles(newest):
     newest.write_config(dict(TWO, theme="dark"))
-    assert newest.run("config", "clear", "--yes").status == 0
+    assert newest.run(*CLEAR, "--yes").status == 0
     state = newest.state()
     assert not state["profiles"] and not state.get("activeProfile") and state["theme"] == "dark"
 
 
 def test_config_clear_forgets_one_profile(newest):
     newest.write_config(TWO)
-    assert newest.run("config", "clear", "--profile", "you", "--yes").status == 0
-    assert newest.state() == profiles("me", me=TWO["profiles"]["me"])
+    words = ["config", "clear", "--yes", "--json", "--profile"]
+    assert newest.run(*words, "me").data == {"removed": ["me"], "activeProfile": "you"}
+    assert newest.run(*words, "you").data == {"removed": ["you"], "activeProfile": None}
 
 
 @pytest.mark.parametrize("typed", [b"y\n", b"Y\n", b"yes\n"])
 def test_config_clear_asks_at_a_terminal(newest, typed):
     newest.write_config(TWO)
-    result = at_terminal(newest, typed, "config", "clear")
+    result = at_terminal(newest, typed, *CLEAR)
     assert result.status == 0 and newest.state()["profiles"] == {}
     assert "?" in result.err and "?" not in result.out
 
@@ -465,13 +533,13 @@ def test_config_clear_asks_at_a_terminal(newest, typed):
 @pytest.mark.parametrize("typed", [b"n\n", b"\n", b"\x04", b"what?\n"])
 def test_config_clear_declined_at_a_terminal_changes_nothing(scripto, typed):
     scripto.write_config(TWO)
-    refused(at_terminal(scripto, typed, "config", "clear", "--json"), "cancelled", 130)
+    refused(at_terminal(scripto, typed, *CLEAR, "--json"), "cancelled", 130)
     assert scripto.state() == TWO
 
 
 def test_config_clear_with_yes_does_not_ask(newest):
     newest.write_config(TWO)
-    assert at_terminal(newest, b"n\n", "config", "clear", "--yes").err == ""
+    assert at_terminal(newest, b"n\n", *CLEAR, "--yes").err == ""
     assert newest.state()["profiles"] == {}
 
 
@@ -481,7 +549,7 @@ def test_config_clear_with_yes_does_not_ask(newest):
 @pytest.mark.parametrize("as_json", [["--json"], []], ids=["json", "human"])
 @pytest.mark.parametrize("words", [
     LOGIN_COMPLETE, ["whoami"], ["use"], ["use", "you"], ["config", "show"],
-    ["config", "set", "--api-key", KEY], ["config", "clear", "--yes"], ["logout"],
+    ["config", "set", "--api-key", KEY], [*CLEAR, "--yes"], ["logout"],
 ], ids=" ".join)  # fmt: skip
 def test_no_command_shows_the_key(newest, raw_server, words, as_json):
     server = raw_server(minted(EMAIL) if words is LOGIN_COMPLETE else http_reply({"user": ME}))
@@ -543,19 +611,19 @@ def test_version(python, tmp_path):
 
 FLAGS = {
     "auth login-request": "--email --api-url --profile --json",
-    "auth login-complete": "--email --code --name --profile-name --api-url --profile --json",
+    "auth login-complete": "--email --code --name --profile-name --expires-in --api-url --profile --json",
     "auth token": "--api-key --profile --json",
     "whoami": "--api-key --api-url --profile --json",
     "use": "--json",
     "logout": "--revoke --json",
     "keys list": "--api-key --api-url --profile --json",
-    "keys revoke": "--yes --api-key --api-url --profile --json",
+    "keys revoke": "--others --yes --api-key --api-url --profile --json",
     "api": "--api-key --api-url --profile --json",
     "run": "--api-key --api-url --profile --json",
     "completion": "--json",
     "config set": "--api-key --profile-name --json",
     "config show": "--json",
-    "config clear": "--profile --yes --json",
+    "config clear": "--profile --all --yes --json",
     "serve": "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key "
              "--behind-proxy --rate-limit --json",
     "demo": "--json",
@@ -600,7 +668,7 @@ ENV_KEY = {"SCRIPTO_API_KEY": "scripto_env"}
 
 @pytest.mark.parametrize("flags, env, winner", [
     (["--api-key", "scripto_flag", "--profile", "other"], ENV_KEY, "scripto_flag"),
-    (["--profile", "other"], ENV_KEY, "scripto_env"),
+    (["--profile", "other"], ENV_KEY, "scripto_other"),
     ([], ENV_KEY, "scripto_env"),
     (["--profile", "other"], {}, "scripto_other"),
     ([], {}, "scripto_active"),
@@ -651,12 +719,54 @@ def test_production_is_asked_where_nothing_else_is_said(scripto, witness):
     assert witness.requests[0].startswith(b"CONNECT scripto.codika.io:443 ")
 
 
-def test_a_key_of_the_environment_goes_to_the_backend_of_the_named_profile(newest, raw_server):
+@pytest.mark.parametrize("flags, env", [
+    (["--api-key", "scripto_env", "--profile", "named"], {}),
+    ([], dict(ENV_KEY, SCRIPTO_PROFILE="named")),
+])  # fmt: skip
+def test_a_key_that_is_given_goes_to_the_backend_of_the_named_profile(newest, raw_server, flags, env):
     active, named = raw_server(b""), raw_server(http_reply({"user": ME}))
     newest.write_config(profiles("active", active=profile(KEY, active.url),
                                  named=profile(KEY, named.url)))  # fmt: skip
-    assert newest.run("whoami", "--profile", "named", env=ENV_KEY).status == 0
+    assert newest.run("whoami", *flags, env=env).status == 0
     assert sent_to(named)[1] == "scripto_env" and active.requests == []
+
+
+def test_a_key_of_the_environment_needs_no_profile_that_the_environment_names(newest, raw_server):
+    server = raw_server(http_reply({"user": ME}))
+    env = dict(ENV_KEY, SCRIPTO_PROFILE="ci", SCRIPTO_API_BASE_URL=server.url)
+    assert newest.run("whoami", "--json", env=env).data["keySource"] == "SCRIPTO_API_KEY"
+    assert newest.run("auth", "token", env=dict(env, SCRIPTO_API_BASE_URL="")).status == 0
+
+
+@pytest.mark.parametrize("key", [KEY + "\n", " " + KEY, KEY + "\r\n", "\t" + KEY + " "], ids=repr)
+def test_white_space_around_a_key_is_no_part_of_it(newest, key):
+    assert newest.run("auth", "token", env={"SCRIPTO_API_KEY": key}).out == KEY + "\n"
+    assert newest.run("auth", "token", "--api-key", key).out == KEY + "\n"
+    newest.write_config(profiles("you", you=profile(key)))
+    assert newest.run("auth", "token").out == KEY + "\n"
+
+
+def test_a_malformed_key_of_the_environment_says_where_it_is(newest):
+    error = refused(newest.run("whoami", "--json", env={"SCRIPTO_API_KEY": "hunter2"}))
+    assert error["nextAction"] == "fix or unset SCRIPTO_API_KEY"
+
+
+def test_an_empty_api_key_is_an_error_and_never_another_key(newest, witness):
+    newest.write_config(TWO)
+    for env in (witness.env, dict(witness.env, **ENV_KEY)):
+        for words in (["whoami"], ["auth", "token"], ["config", "show"]):
+            refused(newest.run(*words, "--api-key", "", "--json", env=env))
+    assert witness.requests == []
+
+
+def test_a_key_with_a_named_profile_that_cannot_be_read_is_an_error(newest, raw_server):
+    """Whose backend would the key go to?"""
+    server = raw_server(http_reply({"user": ME}))
+    for folder, code in (("/dev/null", "failed-precondition"), (str(newest.home), "not-found")):
+        words = ["whoami", "--api-key", KEY, "--profile", "you", "--json"]
+        refused(newest.run(*words, env={"XDG_CONFIG_HOME": folder}), code, 1)
+        refused(newest.run(*words, "--api-url", server.url, env={"XDG_CONFIG_HOME": folder}), code, 1)
+    assert server.requests == []
 
 
 # ---- A stored key goes only to the backend that minted it ----
@@ -835,7 +945,7 @@ def test_without_home_the_passwd_entry_counts(scripto):
 
 
 @pytest.mark.parametrize("words", [
-    ["use"], ["logout"], ["config", "show"], ["config", "clear", "--yes"], LOGIN_COMPLETE,
+    ["use"], ["logout"], ["config", "show"], ["config", "clear", "--yes", "--all"], LOGIN_COMPLETE,
     ["config", "set", "--api-key", KEY], ["whoami", "--profile", "you"],
 ], ids=" ".join)  # fmt: skip
 def test_no_home_is_an_error_that_names_the_way_out(newest, raw_server, words):
@@ -885,16 +995,138 @@ def test_a_backend_is_the_same_however_it_is_spelled(scripto, backend):
     assert scripto.run(*words).data["baseUrl"] == PRODUCTION
 
 
-def test_config_show_shows_where_there_is_a_key(scripto):
-    profiles = {"with": {"apiKey": KEY}, "without": {}}
-    scripto.write_config({"activeProfile": "with", "profiles": profiles})
-    rows = scripto.run("config", "show", "--json").data["profiles"]
-    assert [row.get("apiKey") for row in rows] == ["scripto_" + "•" * 8, None]
-    shown = scripto.run("config", "show").out
-    assert re.search("with .*scripto_••••••••\n", shown) and KEY not in shown
-
-
 def test_logging_out_of_another_profile_says_nothing_of_the_active_one(scripto):
     profiles = {"a": {"apiKey": KEY}, "b": {"apiKey": KEY}}
     scripto.write_config({"activeProfile": "a", "profiles": profiles})
-    assert "now active" not in scripto.run("logout", "b").out
+    assert "active" not in scripto.run("logout", "b").out
+
+
+# ---- The former key, and keys that end ----
+
+
+def test_a_renewal_says_that_the_former_key_still_works_and_how_to_end_it(scripto, backend):
+    first, key = scripto.sign_in(backend), scripto.run("auth", "token").out.strip()
+    assert "formerKeyId" not in first
+    scripto.run(*LOGIN_REQUEST, "--api-url", backend.url)
+    words = [*LOGIN_COMPLETE[:-1], backend.code_for(EMAIL), "--api-url", backend.url]
+    shown = scripto.run(*words)
+    assert shown.out == COMPLETED and backend.request("GET", "/api/auth/me", key=key)[0] == 200
+    line = re.search("scripto (keys revoke .*)", shown.err).group(1)
+    assert line == "keys revoke " + first["keyId"] and "still works" in shown.err
+    assert scripto.run(*line.split()).status == 0
+    assert backend.request("GET", "/api/auth/me", key=key)[0] == 401
+    assert scripto.sign_in(backend)["formerKeyId"].startswith("key_")
+
+
+def test_a_key_that_replaces_another_by_hand_says_so_too(newest):
+    newest.write_config(profiles("you", you=profile("scripto_old", keyId="key_7")))
+    words = ["config", "set", "--profile-name", "you", "--json", "--api-key"]
+    assert newest.run(*words, KEY).data["formerKeyId"] == "key_7"
+    assert "formerKeyId" not in newest.run(*words, KEY).data
+
+
+def test_a_key_is_named_by_its_machine(newest, backend):
+    newest.sign_in(backend)
+    (key,) = newest.run("keys", "list", "--json").data["keys"]
+    assert key["name"] == "scripto-cli on " + socket.gethostname()
+
+
+def test_keys_revoke_others_leaves_the_one_in_use(scripto, backend):
+    for name in ("laptop", "server", "phone"):
+        scripto.sign_in(backend, EMAIL, "--name", name)
+    words = ["keys", "revoke", "--others"]
+    error = refused(scripto.run(*words, "--json"))
+    assert "scripto keys revoke --yes --others" in error["nextAction"]
+    refused(at_terminal(scripto, b"n\n", *words, "--json"), "cancelled", 130)
+    assert len(scripto.run(*words, "--yes", "--json").data["ids"]) == 2
+    assert [key["name"] for key in scripto.run("keys", "list", "--json").data["keys"]] == ["phone"]
+    assert scripto.run(*words, "--json").data["ids"] == []  # nothing to ask about
+
+
+def test_keys_revoke_others_ends_no_key_where_the_one_in_use_is_not_listed(newest, raw_server):
+    server = raw_server(http_reply({"success": True, "data": {"keys": [{"id": "key_2"}]}}))
+    newest.write_config(profiles("you", you=profile(KEY, server.url, keyId="key_1")))
+    words = ["keys", "revoke", "--others", "--yes", "--json"]
+    refused(newest.run(*words), "failed-precondition", 1)
+    assert all(b"DELETE" not in request for request in server.requests)
+
+
+@pytest.mark.parametrize("words", [[], ["key_1", "--others"]], ids=["neither", "both"])
+def test_keys_revoke_has_to_be_told_which(newest, words):
+    refused(newest.run("keys", "revoke", *words, "--yes", "--api-key", KEY, "--json"))
+
+
+def ending(days):
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + days * 24 * 3600))
+
+
+def test_days_are_asked_for_and_the_answer_is_kept_and_shown(newest, raw_server):
+    ends = ending(30)
+    data = {"apiKey": KEY, "keyId": "key_1", "email": EMAIL, "expiresAt": ends}
+    server = raw_server(http_reply({"success": True, "data": data}))
+    words = [*LOGIN_COMPLETE, "--api-url", server.url, "--expires-in", "30", "--json"]
+    result = newest.run(*words)
+    assert sent_to(server)[2]["expiresIn"] == 30 * 24 * 3600
+    assert (result.data["expiresAt"], result.err) == (ends, "")
+    assert newest.state()["profiles"]["you"]["expiresAt"] == ends
+    server.answer = http_reply({"user": ME})
+    for words in (["whoami"], ["config", "show"]):
+        shown = newest.run(*words)
+        assert ends in shown.out and shown.err == ""
+        assert newest.run(*words, "--json").data["expiresAt"] == ends
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "1.5", "soon", "4000", ""])
+def test_days_that_are_none_cost_no_code(newest, raw_server, days):
+    server = raw_server(minted(EMAIL))
+    words = [*LOGIN_COMPLETE, "--api-url", server.url, "--expires-in=" + days, "--json"]
+    refused(newest.run(*words))
+    assert server.requests == []
+
+
+def test_a_backend_that_knows_no_end_of_keys_is_named_and_served_as_before(newest, raw_server):
+    server = raw_server(minted(EMAIL))
+    words = [*LOGIN_COMPLETE, "--api-url", server.url]
+    assert "--expires-in" in newest.run(*words, "--expires-in", "7").err
+    newest.config.unlink()
+    shown = newest.run(*words)
+    assert (shown.out, shown.err) == (COMPLETED, "") and "expiresIn" not in sent_to(server)[2]
+
+
+@pytest.mark.parametrize("days, warned", [(8, False), (6, True), (-1, True)])
+def test_the_last_seven_days_of_a_key_are_said(newest, raw_server, days, warned):
+    server = raw_server(http_reply({"user": ME}))
+    newest.write_config(profiles("you", you=profile(KEY, server.url, email=EMAIL,
+                                                    expiresAt=ending(days))))  # fmt: skip
+    for words in (["whoami"], ["config", "show"]):
+        err = newest.run(*words).err
+        assert bool(err) is warned and (not warned or ending(days)[:10] in err)
+        assert not warned or "scripto auth login-request --email %s --profile you" % EMAIL in err
+
+
+def test_a_key_that_has_ended_leads_to_the_sign_in(newest, raw_server):
+    error = {"code": "unauthenticated", "message": "The key has expired."}
+    server = raw_server(http_reply({"success": False, "error": error}, 401))
+    newest.write_config(profiles("you", you=profile(KEY, server.url)))
+    said = refused(newest.run("whoami", "--json"), "unauthenticated", 4)
+    assert said["message"] == "The key has expired."
+    assert said["nextAction"] == "sign in with: scripto auth login-request --email <your-email>"
+
+
+# ---- A code that is no code ----
+
+
+def test_a_malformed_code_repeats_the_command_with_its_flags(newest, raw_server):
+    server = raw_server(minted(EMAIL))
+    words = ["auth", "login-complete", "--email", EMAIL, "--code", "12345", "--name", "my laptop"]
+    hint = refused(newest.run(*words, "--api-url", server.url, "--json"))["nextAction"]
+    line = hint.partition("scripto ")[2].replace("<6-digit-code>", "123456")
+    assert newest.run(*shlex.split(line)).status == 0
+    assert sent_to(server)[2] == {"email": EMAIL, "otp": "123456", "name": "my laptop"}
+
+
+def test_a_code_in_two_words_is_to_be_quoted(newest, raw_server):
+    server = raw_server(minted(EMAIL))
+    words = ["auth", "login-complete", "--email", EMAIL, "--code", "123", "456"]
+    error = refused(newest.run(*words, "--api-url", server.url, "--json"))
+    assert "'123 456'" in error["nextAction"] and server.requests == []

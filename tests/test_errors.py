@@ -107,7 +107,8 @@ LOCAL = {
     "code without its value": (["auth", "login-complete", "--email", EMAIL, "--code"],
                                "invalid-argument", REQUEST_CODE),
     "code malformed": (["auth", "login-complete", "--email", EMAIL, "--code", "12345"],
-                       "invalid-argument", REQUEST_CODE),
+                       "invalid-argument", "run it again: scripto auth login-complete --email "
+                       + EMAIL + " --code <6-digit-code>"),
     "code not on standard input": (["auth", "login-complete", "--email", EMAIL, "--code", "-"],
                                    "invalid-argument", REQUEST_CODE),
     "bad URL": ([*LOGIN_REQUEST, "--api-url", "ftp://backend.example"], "invalid-argument", None),
@@ -173,7 +174,8 @@ def test_a_malformed_code_is_not_sent(newest, raw_server, code):
     server = raw_server(http_reply({}))
     words = ["auth", "login-complete", "--email", EMAIL, "--code=" + code]
     error = newest.run(*words, "--api-url", server.url, "--json").error
-    assert (error["code"], error["nextAction"]) == ("invalid-argument", REQUEST_CODE)
+    assert error["code"] == "invalid-argument" and "six digits" in error["message"]
+    assert "scripto auth login-complete --email" in error["nextAction"]
     assert server.requests == []
 
 
@@ -411,7 +413,7 @@ def test_declined_at_a_prompt(scripto, form):
     master, slave = pty.openpty()
     os.write(master, b"n\n")
     with open(master, "wb"), open(slave, "rb") as terminal:
-        result = scripto.run("config", "clear", *form, stdin=terminal)
+        result = scripto.run("config", "clear", "--all", *form, stdin=terminal)
     assert result.status == 130 and KEY in scripto.config.read_text()
     assert (result.error["code"] == "cancelled") if form else ("✗ " in result.err)
 

@@ -306,7 +306,7 @@ def test_a_reader_never_sees_half_a_file(newest):
 
 @in_turn("words", (
     ["config", "set", "--api-key", KEY, "--json"], ["use", "you", "--json"],
-    ["logout", "you", "--json"], ["config", "clear", "--yes", "--json"],
+    ["logout", "you", "--json"], ["config", "clear", "--all", "--yes", "--json"],
     complete("you@example.com", "123456", NOWHERE),
 ))  # fmt: skip
 @pytest.mark.slow
@@ -379,7 +379,7 @@ BAD_FILES = {
 }
 COMMANDS = [  # every command that reads or writes the profile file
     ["use"], ["use", "you"], ["logout"], ["logout", "you"], ["config", "show"],
-    ["config", "clear", "--yes"], ["config", "clear", "--profile", "you", "--yes"],
+    ["config", "clear", "--all", "--yes"], ["config", "clear", "--profile", "you", "--yes"],
     ["config", "set", "--api-key", KEY], ["auth", "token"], ["auth", "token", "--profile", "you"],
     ["whoami"], ["whoami", "--profile", "you"],
     ["auth", "login-request", "--email", "you@example.com", "--profile", "you"],
@@ -1008,7 +1008,7 @@ def test_unknown_members_survive_every_write(scripto, lasting):
     assert (state["extra"], state["version"]) == (extra, 3)
     assert state["profiles"][mine]["extra"] == state["profiles"]["them"]["theirs"] == extra
     assert set(state["profiles"]) == {mine, "them"}
-    scripto.run("config", "clear", "--yes", "--json").data
+    scripto.run("config", "clear", "--all", "--yes", "--json").data
     assert (scripto.state()["extra"], scripto.state()["profiles"]) == (extra, {})
 
 
@@ -1067,24 +1067,14 @@ def test_an_unknown_profile_is_not_found_even_where_the_environment_wins(words, 
     assert scripto.config.read_bytes() == GOOD
 
 
-@pytest.mark.parametrize("words", (["whoami"], ["auth", "token"]), ids=" ".join)
-def test_a_key_of_the_environment_that_overrides_a_named_profile_is_mentioned(words, scripto):
-    scripto.write_config(GOOD)
-    env = {"SCRIPTO_API_KEY": "scripto_env"}
-    named = scripto.run(*words, "--profile", "you", "--json", env=env)
-    assert "SCRIPTO_API_KEY" in named.err and "you" in named.err
-    assert named.envelope  # on standard output there is the envelope, and nothing else
-    assert "SCRIPTO_API_KEY" not in scripto.run(*words, "--profile", "you").err
-    assert "overrides" not in scripto.run(*words, env=env).err
-
-
 def test_the_first_key_that_is_set_wins(scripto):
     scripto.write_config(GOOD)
     env = {"SCRIPTO_API_KEY": "scripto_env"}
     assert scripto.run("auth", "token").out == KEY + "\n"
     assert scripto.run("auth", "token", "--profile", "them").out == OTHER_KEY + "\n"
     assert scripto.run("auth", "token", env=env).out == "scripto_env\n"
-    flag = ["--api-key", "scripto_flag"]
+    assert scripto.run("auth", "token", "--profile", "them", env=env).out == OTHER_KEY + "\n"
+    flag = ["--api-key", "scripto_flag", "--profile", "them"]
     assert scripto.run("auth", "token", *flag, env=env).out == "scripto_flag\n"
 
 
@@ -1158,7 +1148,7 @@ def test_no_command_prints_a_key(as_json, scripto, lasting):
         ["config", "set", "--api-key", KEY[1:]], ["auth", "token", "--api-key", KEY[1:]],
         ["config", "set", *given, "--api-url", "ftp://x"], ["doctor", *named], ["doctor", *url],
         ["whoami", "--api-key", KEY, "--api-url", NOWHERE], ["logout", named[1]], ["logout"],
-        ["logout"], ["config", "clear", "--yes"],
+        ["logout"], ["config", "clear", "--all", "--yes"],
     ):  # fmt: skip
         results.append(scripto.run(*words, *as_json, env={"HTTPS_PROXY": NOWHERE}))
     for result in results:
@@ -1181,7 +1171,7 @@ def test_a_key_in_the_wrong_place_is_not_echoed(words, newest):
 
 def test_a_bad_key_of_the_environment_is_not_quoted(scripto):
     for command in (["whoami"], ["auth", "token"], ["config", "show"]):
-        for value in (secret(KEY), KEY + " "):
+        for value in (secret(KEY), KEY + " x"):
             result = scripto.run(*command, env={"SCRIPTO_API_KEY": value})
             assert secret(KEY) not in result.out + result.err
 

@@ -97,12 +97,11 @@ class World:
         def expect(before):
             active = before.get("activeProfile")
             gone = active if name is None else name
+            if gone is None:
+                return "unauthenticated"
             if gone not in before["profiles"]:
                 return "not-found"
-            left = [other for other in before["profiles"] if other != gone]
-            if active not in left:
-                active = (left or [None])[0]
-            return outcome(before, active, removed=[gone])
+            return outcome(before, None if active == gone else active, removed=[gone])
 
         return Step(words, expect)
 
@@ -114,7 +113,7 @@ class World:
         name = self.chance.choice(NAMES)
         if self.chance.random() < 0.7:
             return self.removal(["config", "clear", "--yes", "--profile", name], name)
-        words = ["config", "clear", "--yes"]
+        words = ["config", "clear", "--yes", "--all"]
         return Step(words, lambda before: outcome(before, None, removed=list(before["profiles"])))
 
     def sign_in(self):
