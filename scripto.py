@@ -819,8 +819,11 @@ def name_for(state, named, identity, base_url):
     for name in [first, state.get("activeProfile"), *own]:
         if name in own:
             return name
-    numbered = (f"{first[:60]}-{number}" for number in itertools.count(2))
-    return next(name for name in itertools.chain([first], numbered) if name not in profiles)
+    number, name = 1, first
+    while name in profiles:
+        number += 1
+        name = f"{first[:60]}-{number}"
+    return name
 
 
 def store_profile(state, name, identity, base_url):
