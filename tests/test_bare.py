@@ -179,7 +179,7 @@ OTHERS = ["ssl", "_ssl", "sqlite3", "_sqlite3", "http", "urllib.request", "smtpl
 
 @pytest.mark.parametrize("words", [
     "--version", "use --help", "use", "use a --json", "config set --api-key " + KEY, "logout a",
-    "auth token", "config show", "config clear --yes",
+    "auth token", "config show", "config clear --all --yes",
 ])  # fmt: skip
 def test_a_local_command_needs_none_of_the_others(scripto, without, words):
     profile = {"apiKey": KEY, "email": "you@example.com"}
@@ -300,7 +300,7 @@ NETWORK = {"http.client", "urllib.request", "socket", "ssl", "email.message", "t
 SERVING = {"http.server", "socketserver", "sqlite3", "smtplib", "mailbox", "hmac", "secrets",
            "subprocess", "tempfile"}  # fmt: skip
 LOCAL = ["--version", "--help", "use", "config show", "config set --api-key K", "auth token",
-         "config clear --yes", "logout"]  # fmt: skip
+         "config clear --all --yes", "logout"]  # fmt: skip
 
 
 def loaded(newest, words, **more):

@@ -91,7 +91,7 @@ def test_its_examples_are_what_the_program_says(newest):
     success, failure = map(json.loads, re.findall(r"(?m)^\{.*\}$", newest.run("guide").out))
     shown = newest.run("config", "set", "--api-key", "scripto_" + "k" * 43, "--json").data
     assert set(shown) - {"profile"} <= set(success["data"]) | {"userId", "keyId"}
-    newest.run("config", "clear", "--yes")
+    newest.run("config", "clear", "--all", "--yes")
     assert newest.run("whoami", "--json").envelope == failure
 
 

@@ -973,19 +973,6 @@ def test_a_folder_that_others_can_enter_is_tightened_by_a_write(scripto):
     assert mode_of(scripto.config.parent) == 0o700
 
 
-def test_doctor_mentions_a_file_that_others_can_read(newest):
-    """One warning more than for a private file; and it changes nothing."""
-
-    def warnings():
-        checks = newest.run("doctor", "--api-url", NOWHERE, "--json").envelope["data"]["checks"]
-        return [check["nextAction"] for check in checks if check["status"] == "warning"]
-
-    newest.write_config(GOOD)
-    usual = warnings()
-    newest.config.chmod(0o644)
-    assert len(warnings()) == len(usual) + 1 and mode_of(newest.config) == 0o644
-
-
 # ---- Members that are not ours ------------------------------------------------------
 
 

@@ -170,8 +170,8 @@ def test_what_a_sign_in_brought_stays_harmless_later(scripto, raw_server):
 
 
 @pytest.mark.parametrize("words", [
-    "use", "use you", "config show", "whoami", "auth token", "logout", "config clear --yes",
-    "config clear", "logout nobody", "doctor", "config set --api-key scripto_new",
+    "use", "use you", "config show", "whoami", "auth token", "logout", "config clear --all --yes",
+    "config clear --all", "logout nobody", "doctor", "config set --api-key scripto_new",
     "whoami --profile nobody", "auth login-request --email you@example.com",
 ])  # fmt: skip
 def test_profile_file_content_cannot_steer_the_screen(hostile_file, words):
@@ -344,13 +344,6 @@ def test_bytes_that_are_no_text_are_refused(scripto, words):
     assert run.status == 2 and run.out_bytes.isascii()
 
 
-@pytest.mark.parametrize("name", ["C", "POSIX"])
-def test_json_names_a_non_ascii_path_in_any_locale(edge, tmp_path, name):
-    scripto = Scripto(edge, tmp_path / "zoë")
-    path = scripto.run("config", "show", "--json", env=LOCALES[name][0]).data["path"]
-    assert path == str(scripto.config)
-
-
 # ---- Streams -------------------------------------------------------------------
 
 ANSWERS = ["--help", "use", "use --json", "use --help", "auth token --api-key " + KEY,
@@ -426,7 +419,7 @@ def test_closed_standard_input_is_an_empty_one(scripto):
                   ["auth", "login-complete", "--email", "a@b.c", "--code", "-"]):  # fmt: skip
         assert scripto.run(*words, "--json", **closing(0)).error["code"] == "invalid-argument"
     scripto.write_config({"profiles": {"a": {}}})
-    assert scripto.run("config", "clear", "--json", **closing(0)).status == 2
+    assert scripto.run("config", "clear", "--all", "--json", **closing(0)).status == 2
     assert scripto.state()["profiles"] == {"a": {}}
 
 
@@ -477,7 +470,7 @@ PROMPTS = [
     ("config set --api-key -", "API key: "),
     ("whoami --api-key -", "API key: "),
     ("auth login-complete --email you@example.com --code -", "Code: "),
-    ("config clear", "[y/N] "),
+    ("config clear --all", "[y/N] "),
 ]
 
 
@@ -522,7 +515,7 @@ def test_a_key_that_is_typed_in_another_encoding_is_refused(scripto):
 
 def test_prompts_stay_out_of_standard_output(newest):
     newest.write_config({"profiles": {"a": {"apiKey": KEY}}})
-    words = ["config", "clear", "--json"]
+    words = ["config", "clear", "--all", "--json"]
     terminal = Terminal(newest, *words, streams=["stdin", "stderr"])
     terminal.wait_for("[y/N] ")
     terminal.type("y\n")
@@ -531,7 +524,7 @@ def test_prompts_stay_out_of_standard_output(newest):
 
 
 def test_a_prompt_quotes_names_harmlessly(hostile_file):
-    terminal = Terminal(hostile_file, "config", "clear", env={"NO_COLOR": "1"})
+    terminal = Terminal(hostile_file, "config", "clear", "--all", env={"NO_COLOR": "1"})
     terminal.wait_for("[y/N] ")
     assert_harmless(terminal.screen.replace("\r\n", "\n"))
     terminal.type("n\n")

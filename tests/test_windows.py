@@ -192,7 +192,7 @@ def test_writers_beside_readers_all_get_through(windows, tmp_path):
 def test_nul_is_no_terminal(windows):
     result = windows("""
         run("config", "set", "--api-key", "scripto_" + "k" * 30)
-        words = ("config", "set", "--api-key", "-"), ("config", "clear"), ("whoami", "--api-key", "-")
+        words = ("config", "set", "--api-key", "-"), ("config", "clear", "--all"), ("whoami", "--api-key", "-")
         result = [run(*each, stdin=subprocess.DEVNULL)[0] for each in words]
         """)
     assert result == [2, 2, 2]
