@@ -2187,37 +2187,61 @@ def cmd_guide(ctx, args):
 
 
 # ---- Mail -----------------------------
-# How the backend delivers: deliver(message, to) raises OSError, as smtplib's errors are, and
-# invalid-argument for an address that takes no mail. Without a message it only tries the way.
+# How the backend delivers a code. deliver(message, to) returns once the mail is out of its hands. It
+# raises invalid-argument for an address that takes no mail, and another of MAIL_ERRORS for a mail
+# that was not sent. It logs nothing.
 
-# The others: an address that no header can hold; TLS, or a thread, that is not to be had here.
-MAIL_ERRORS = (OSError, ValueError, ScriptoError, ImportError, RuntimeError)
+# smtplib's errors are OSErrors. The others: an address that no command can hold; TLS, or a thread,
+# that is not to be had here.
+MAIL_ERRORS = (OSError, ValueError, ScriptoError, ImportError)
 
-CODE_MAIL = """Your code to sign in to Scripto at {} is:
+# RFC 5322, RFC 3834; addresses beyond ASCII as UTF-8 (RFC 6532). No line may begin with a dot,
+# which SMTP would take for the end (RFC 5321, 4.5.2).
+CODE_MAIL = """From: Scripto <{sender}>
+To: {to}
+Subject: {code} is your Scripto sign-in code
+Date: {date}
+Message-ID: <{unique}@{domain}>
+Auto-Submitted: auto-generated
+MIME-Version: 1.0
+Content-Type: text/plain; charset=utf-8
 
-    {}
+Your code to sign in to Scripto at {url} is:
 
-It works once, within %d minutes. If you did not ask for it, ignore
-this mail: without the code nobody gets in.
-""" % (CODE_SECONDS // 60)
+    {code}
+
+It works once, within {minutes} minutes: until {until} UTC.
+Asked for at {asked} UTC from {address}.
+
+Type it only where you asked for it yourself. Give it to no program and
+to no person that you did not start or ask: they could sign in as you.
+If you did not ask for it, ignore this mail: without the code nobody
+gets in.
+"""
 
 
-def compose(sender, to, subject, text):
-    """As readers and spam filters expect it (RFC 5322, RFC 3834), addresses as UTF-8 (RFC 6532). By
-    the library's older class, which takes a fiftieth of the time: all that goes in is checked."""
-    from email import message, utils  # lazy
+def code_mail(backend, email, code, address):
+    """The message, as bytes. All that goes in has been checked: it holds no line break."""
+    import secrets  # lazy
 
-    mail = message.Message()
-    for name, value in (
-        ("From", f"Scripto <{sender}>"), ("To", to), ("Subject", subject),
-        ("Date", utils.formatdate(localtime=True)),
-        ("Message-ID", utils.make_msgid(domain=sender.rpartition("@")[2])),
-        ("Auto-Submitted", "auto-generated"), ("MIME-Version", "1.0"),
-        ("Content-Type", "text/plain; charset=utf-8"),
-    ):
-        mail[name] = value.encode().decode("ascii", "surrogateescape")
-    mail.set_payload(text)
-    return mail
+    now = time.time()
+    asked, until = time.gmtime(now), time.gmtime(now + CODE_SECONDS)
+    return CODE_MAIL.format(
+        sender=backend.sender, to=email, code=code, url=backend.public_url, address=address,
+        unique=secrets.token_hex(16), domain=backend.sender.rpartition("@")[2],
+        date=time.strftime("%a, %d %b %Y %H:%M:%S +0000", asked), minutes=CODE_SECONDS // 60,
+        asked=time.strftime("%Y-%m-%d %H:%M", asked), until=time.strftime("%H:%M", until),
+    ).encode()
+
+
+def deliver_to_console(ctx, message, to):
+    """A stream that is closed, or that nobody reads, takes no mail."""
+    import select  # lazy
+
+    subject = re.search("(?m)^Subject: (.*)$", message.decode()).group(1)
+    if os.name == "posix" and ctx.stderr and not select.select([], [ctx.stderr], [], 0)[1]:
+        raise BlockingIOError(errno.EAGAIN, "nobody reads it")
+    emit_lines(ctx, ctx.stderr, [f"mail to {to}: {subject}"])
 
 
 def deliver_to_maildir(folder, message):
@@ -2226,82 +2250,109 @@ def deliver_to_maildir(folder, message):
     for part in ("tmp", "new", "cur"):  # mailbox minds it if another program makes them, too
         os.makedirs(os.path.join(folder, part), exist_ok=True)
     try:
-        if message:
-            mailbox.Maildir(folder, create=False).add(message)
+        mailbox.Maildir(folder, create=False).add(message)
     except mailbox.Error as error:
         raise OSError(errno.EIO, type(error).__name__) from error
 
 
-def tls_for_mail(host):
-    """On loopback nobody stands in between, and Debian's Postfix signs its own certificate."""
-    context = client_tls()
-    if is_loopback(host):
-        context.check_hostname = False
-        context.verify_mode = 0  # ssl.CERT_NONE
-    return context
+class MailServer:
+    """A server by its URL, smtp: or smtps:, over checked TLS where it offers that."""
 
+    def __init__(self, ctx, url, sender):
+        """The environment's password wins over the URL's, which the list of processes shows."""
+        from urllib.parse import unquote  # lazy
 
-def hang_up_late(smtp, done):
-    """One deadline for the whole: smtplib's own begins anew with each byte. More than once, since
-    the connection itself may come late."""
-    import socket  # lazy
+        self.url, self.sender, self.secure = url, sender, url.scheme == "smtps"
+        self.near = is_loopback(url.hostname)
+        self.user = unquote(url.username or "")
+        self.password = ctx.env.get("SCRIPTO_SMTP_PASSWORD") or unquote(url.password or "")
+        if not re.match(r"[ -~]*\Z", self.user + self.password):  # smtplib sends no other
+            raise invalid("The user or the password for SMTP is not ASCII.",
+                          "take an ASCII one for --mail and SCRIPTO_SMTP_PASSWORD")
+        if self.secure:
+            client_tls()  # a Python without ssl: now is the time to say so
 
-    seconds = MAIL_SECONDS
-    while not done.wait(seconds):
-        seconds = 0.5
+    def tls(self):
+        """On loopback nobody stands in between, and Debian's Postfix signs its own certificate."""
+        context = client_tls()
+        if self.near:
+            context.check_hostname = False
+            context.verify_mode = 0  # ssl.CERT_NONE
+        return context
+
+    def deliver(self, message, to):
+        """One deadline for all of it, name look-up and connecting included. Once the content has
+        gone out, the mail counts as sent, unless the server says that it is not."""
+        import smtplib  # lazy
+        import socket
+        import threading
+
+        more = {"local_hostname": self.sender.rpartition("@")[2]}  # else a look-up in the DNS
+        kind = smtplib.SMTP
+        if self.secure:
+            kind, more["context"] = smtplib.SMTP_SSL, self.tls()
+        smtp, gone_out = kind(timeout=MAIL_SECONDS, **more), threading.Event()
+        smtp._host = self.url.hostname  # for its certificate; else set only where it connects at once
         try:
-            socket.socket.shutdown(smtp.sock, socket.SHUT_RDWR)
-        except (OSError, TypeError):
-            pass  # gone, or not there yet
+            within(MAIL_SECONDS, self.talk, smtp, message, to, gone_out)
+        except OSError as error:
+            try:
+                socket.socket.shutdown(smtp.sock, socket.SHUT_RDWR)  # so that talk() ends, too
+            except (OSError, TypeError):
+                pass  # it has ended, or has no connection yet
+            if isinstance(error, smtplib.SMTPResponseException) or not gone_out.is_set():
+                raise
 
+    def talk(self, smtp, message, to, gone_out):
+        late = time.monotonic() + MAIL_SECONDS
+        try:
+            self.greet(smtp)
+            if time.monotonic() < late:  # else nobody waits for it any more
+                self.hand_over(smtp, message, to, gone_out)
+        finally:
+            smtp.close()
 
-def hand_over(smtp, sender, message, to):
-    import smtplib  # lazy
+    def greet(self, smtp):
+        """No password goes out in the clear, but on loopback."""
+        import smtplib  # lazy
 
-    plain = re.match(r"[\0-\x7f]*\Z", sender + to)  # else by RFC 6531
-    content = message.as_bytes(policy=message.policy.clone(linesep="\r\n"))
-    try:
-        smtp.sendmail(sender, [to], content, [] if plain else ["SMTPUTF8", "BODY=8BITMIME"])
-    except (smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError) as error:
-        if getattr(error, "recipients", {}).get(to, (550,))[0] < 500:  # greylisting, say
-            raise
-        hint = NEXT_EMAIL + "login-request"
-        raise invalid("The mail server takes no mail there.", hint) from error
-
-
-def deliver_by_smtp(ctx, url, sender, message, to):
-    """Over checked TLS where it is offered; no password goes out in the clear. The environment's
-    wins over the URL's, which the list of processes shows."""
-    import smtplib  # lazy
-    import threading
-    from urllib.parse import unquote
-
-    secure, user = url.scheme == "smtps", unquote(url.username or "")
-    password = ctx.env.get("SCRIPTO_SMTP_PASSWORD") or unquote(url.password or "")
-    more = {"local_hostname": sender.rpartition("@")[2]}  # else a look-up in the DNS, to wait for
-    kind = smtplib.SMTP
-    if secure:
-        kind, more["context"] = smtplib.SMTP_SSL, tls_for_mail(url.hostname)
-    smtp, done = kind(timeout=MAIL_SECONDS, **more), threading.Event()
-    smtp._host = url.hostname  # for its certificate; else set only where it connects at once
-    threading.Thread(target=hang_up_late, args=(smtp, done), daemon=True).start()
-    try:
-        status, words = smtp.connect(url.hostname, url.port or 0)
+        secure = self.secure
+        status, words = smtp.connect(self.url.hostname, self.url.port or 0)
         if status != 220:
             raise smtplib.SMTPConnectError(status, words)
         smtp.ehlo_or_helo_if_needed()
-        if not secure and smtp.has_extn("starttls"):
-            secure = smtp.starttls(context=tls_for_mail(url.hostname))[0] == 220
-        if user:
-            if not secure and not is_loopback(url.hostname):
+        if not secure and (self.user or not self.near) and smtp.has_extn("starttls"):
+            secure = smtp.starttls(context=self.tls())[0] == 220
+            smtp.ehlo_or_helo_if_needed()
+        if self.user:
+            if not secure and not self.near:
                 raise smtplib.SMTPNotSupportedError("no TLS for the password")
-            smtp.login(user, password)
-        if message:
-            hand_over(smtp, sender, message, to)
-        smtp.putcmd("quit")  # the mail is taken, whatever the answer to this
-    finally:
-        done.set()
-        smtp.close()
+            smtp.login(self.user, self.password)
+
+    def hand_over(self, smtp, message, to, gone_out):
+        """Without smtplib's sendmail(), which does not tell how far it came."""
+        import smtplib  # lazy
+
+        beyond = not re.match(r"[\0-\x7f]*\Z", self.sender + to)
+        if beyond and not smtp.has_extn("smtputf8"):
+            raise self.refusal()
+        steps = ((smtp.mail, self.sender, ["SMTPUTF8", "BODY=8BITMIME"] if beyond else []),
+                 (smtp.rcpt, to), (smtp.docmd, "DATA"))
+        for work, *values in steps:
+            status, words = work(*values)
+            if work == smtp.rcpt and status >= 500:  # below, it is greylisting, say
+                raise self.refusal()
+            if not 200 <= status < 400:
+                raise smtplib.SMTPResponseException(status, words)
+        smtp.send(message.replace(b"\n", b"\r\n") + b".\r\n")
+        gone_out.set()
+        status, words = smtp.getreply()
+        if status >= 400:
+            raise smtplib.SMTPResponseException(status, words)
+        smtp.putcmd("quit")  # nobody waits for the answer
+
+    def refusal(self):
+        return invalid("The mail server takes no mail there.", NEXT_EMAIL + "login-request")
 
 
 def delivery_for(ctx, how, bound_to, sender):
@@ -2310,16 +2361,14 @@ def delivery_for(ctx, how, bound_to, sender):
 
     kind, _, folder = how.partition(":")
     if how == "console" and is_loopback(bound_to):
-        return lambda message, to: message and say(ctx, f"mail to {to}: {message['Subject']}")
+        return lambda message, to: deliver_to_console(ctx, message, to)
     if kind == "maildir" and folder:
         folder = os.path.abspath(os.path.expanduser(folder))
         return lambda message, to: deliver_to_maildir(folder, message)
     try:
         url = urlsplit(how)
         if kind in ("smtp", "smtps") and url.hostname and url.port != 0:
-            if kind == "smtps":
-                client_tls()  # a Python without ssl: now is the time to say so
-            return lambda message, to: deliver_by_smtp(ctx, url, sender, message, to)
+            return MailServer(ctx, url, sender).deliver
     except ValueError:
         pass  # a bad port, or half a bracket
     forms = "maildir:DIR, smtp://[user@]host[:port], smtps://..., console (on loopback only)"
@@ -2886,9 +2935,7 @@ def route_login_request(backend, request):
     try:
         number = backend.store.put_code(email, client, code, ticket)
         try:
-            subject = f"{code} is your Scripto sign-in code"
-            text = CODE_MAIL.format(backend.public_url, code)
-            backend.deliver(compose(backend.sender, email, subject, text), email)
+            backend.deliver(code_mail(backend, email, code, request.address()), email)
         except MAIL_ERRORS as error:
             refused = getattr(error, "code", "") == "invalid-argument"
             backend.store.take_back(number, charged=refused)
@@ -3381,8 +3428,7 @@ def stop(number, _):
 def server_for(ctx, args):
     """A server that listens, with its backend and database. Nothing is served yet. What requests
     need is loaded here: they may come when no descriptor is left to read a module with."""
-    import email.utils  # noqa: F401  lazy
-    import http  # noqa: F401
+    import http  # noqa: F401  lazy
     import json  # noqa: F401
     import secrets  # noqa: F401
     import traceback  # noqa: F401

@@ -743,13 +743,17 @@ class MailServer(Listener):
                 answer = b"235 welcome"
             elif verb == b"RCPT":
                 recipients.append(rest[rest.index(b"<") + 1 : rest.index(b">")].decode())
-            elif verb == b"DATA":
+            elif verb == b"DATA" and "DATA" not in self.answers:
                 connection.sendall(b"354 go on\r\n")
                 message = b"".join(iter(lines.readline, b".\r\n")).decode()
                 self.arrived.append(message)
                 self.busy.set()
                 self.go_on.wait(60)
-                self.mails.append((recipients, message, login, secure))
+                answer = self.answers.get(".", answer)
+                if answer == b"hang up":
+                    return
+                if answer.startswith(b"250"):
+                    self.mails.append((recipients, message, login, secure))
             if answer is None:  # it falls silent, until the other side has gone
                 return connection.recv(1)
             connection.sendall(answer + b"\r\n")
@@ -789,6 +793,18 @@ def test_the_body_says_what_for_how_long_and_what_if_unasked(backend):
     assert "10 minutes" in body and "ignore" in body
 
 
+def test_the_body_says_when_and_from_where_it_was_asked_for(start_backend):
+    """So that who is asked for the code by somebody else, or by a program, sees that."""
+    backend = start_backend("--behind-proxy")
+    ask(backend, headers={FORWARDED: "6.6.6.6, 203.0.113.7"})
+    body = latest_mail(backend).get_content()
+    asked, address = re.search("Asked for at (.*) UTC from (.*)[.]", body).groups()
+    seconds = calendar.timegm(time.strptime(asked, "%Y-%m-%d %H:%M"))
+    assert address == "203.0.113.7" and -1 < time.time() - seconds < 120
+    until = time.strftime("until %H:%M UTC", time.gmtime(seconds + 600))
+    assert until in body and "Give it to no" in body
+
+
 def test_the_mail_names_the_backend_and_not_what_a_client_says_it_is(backend):
     ask(backend, headers={"Host": "evil.example"})
     assert "evil" not in backend.mails()[-1] and backend.url in backend.mails()[-1]
@@ -811,6 +827,35 @@ def test_console_mail_is_on_standard_error(start_backend):
     ask(backend)
     (code,) = re.findall(r"\b\d{6}\b", re.sub(r"(?m)^\S+Z .*$", "", backend.log()))
     assert enter(backend, code).status == 200
+
+
+@pytest.mark.parametrize("stream", ["closed", "full", "unread"])
+def test_a_code_that_cannot_be_shown_is_a_mail_that_failed(scripto, tmp_path, stream):
+    """On a disk that is full, say, or in a pipe that nobody reads. It costs nothing."""
+    reader, writer = os.pipe()
+    if stream == "full":
+        if not os.path.exists("/dev/full"):
+            pytest.skip("no /dev/full")
+        os.close(writer)
+        writer = os.open("/dev/full", os.O_WRONLY)
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError, OSError):
+        while stream == "unread":
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    more = {"preexec_fn": lambda: os.close(2)} if stream == "closed" else {}
+    words = ["serve", "--port", "0", "--db", str(tmp_path / "db"), "--rate-limit", "0"]
+    process = scripto.start(*words, stderr=writer, **more)
+    try:
+        url = process.stdout.readline().decode().split()[-1]
+        site = type("Site", (), {"url": url, "request": Backend.request, "db": tmp_path / "db"})()
+        assert {ask(site).error for _ in range(7)} == {(500, "internal")}
+        assert rows(site, "events") == 0
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(reader)
+        os.close(writer)
 
 
 def has_ipv6():
@@ -884,6 +929,24 @@ def test_on_loopback_no_certificate_is_asked_for(start_backend, mail_server, edg
     assert "mail" not in backend.log()
 
 
+def test_on_loopback_no_tls_is_asked_for_without_a_password(start_backend, mail_server, tls):
+    server = mail_server(tls)
+    assert ask(start_backend(mail="smtp://127.0.0.1:%d" % server.port)).status == 200
+    assert b"STARTTLS" not in server.heard and server.mails[0][3] is False
+
+
+@pytest.mark.parametrize("user, password", [("me:pä55@", None), ("mé@", "p"), ("me@", "pä55")])
+def test_a_password_that_smtp_cannot_send_is_refused_at_the_start(
+    scripto, tmp_path, user, password
+):
+    """And no character of it is shown."""
+    words = ["serve", "--port", "0", "--db", str(tmp_path / "db")]
+    result = scripto.run(*words, "--mail", "smtp://%slocalhost" % user,
+                         env={"SCRIPTO_SMTP_PASSWORD": password})  # fmt: skip
+    assert result.status == 2 and "ASCII" in result.err and not (tmp_path / "db").exists()
+    assert not re.search("pä|ä5|mé|me@", result.out + result.err)
+
+
 def test_a_password_does_not_go_in_the_clear(start_backend, mail_server):
     """0.0.0.0 leads to this machine too, and is not an address of loopback."""
     server = mail_server()
@@ -904,6 +967,9 @@ def test_a_password_does_not_go_where_starttls_is_declined(start_backend, mail_s
 MAIL_FAILURES = {
     "rejects the recipient for now": {"RCPT": b"450 come again, " + YOU.encode()},
     "rejects the sender": {"MAIL": b"451 not now, scripto@localhost"},
+    "takes no content": {"DATA": b"451 not now"},
+    "rejects the content for now": {".": b"451 not now"},
+    "rejects the content": {".": b"554 this is spam"},
     "is out of order": {"GREETING": b"554 not today"},
     "is no mail server": {"GREETING": b"HTTP/1.1 400 Bad Request"},
 }
@@ -936,9 +1002,19 @@ def test_a_tls_set_up_that_fails_is_a_500_and_costs_nothing(start_backend, mail_
     server = mail_server()
     server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # so that it offers STARTTLS
     env = {"SSLKEYLOGFILE": "/nonexistent/keys"}  # heeded from Python 3.8 on
-    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port, env=env)
+    backend = start_backend(mail="smtp://me:p@127.0.0.1:%d" % server.port, env=env)
     assert {ask(backend).error for _ in range(7)} == {(500, "internal")}
-    assert backend.log().count("/nonexistent") <= 1  # in the warning at its start
+    assert rows(backend, "events") == 0 and "/nonexistent" not in backend.log()
+
+
+def test_a_mail_that_was_handed_over_whole_counts_as_sent(start_backend, mail_server):
+    """Its server hangs up behind the last dot: that mail may well arrive, so it is charged."""
+    server = mail_server()
+    server.answers["."] = b"hang up"
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port)
+    assert [ask(backend).status for _ in range(6)] == [200] * 5 + [429]
+    code = re.search(r"^Subject: (\d{6}) ", server.arrived[-1], re.M).group(1)
+    assert len(server.arrived) == 5 and enter(backend, code).status == 200
 
 
 @pytest.mark.parametrize("goodbye", [b"421 too busy to say goodbye", None], ids=["421", "silent"])
@@ -1804,10 +1880,19 @@ def patience(tmp_path_factory):
     silent = socket.create_server(("127.0.0.1", 0))  # it accepts, and that is all
     mail = "smtp://127.0.0.1:%d" % silent.getsockname()[1]
     mailing = Backend(owner, folder / "mailing", mail=mail)
+    (folder / "sitecustomize.py").write_text(
+        "import socket, time\n"  # a name server that does not answer
+        "usual = socket.getaddrinfo\n"
+        "def getaddrinfo(host, *values, **more):\n"
+        "    time.sleep(60 * (host == 'mail.example'))\n"
+        "    return usual(host, *values, **more)\n"
+        "socket.getaddrinfo = getaddrinfo\n")
+    lost = Backend(owner, folder / "lost", mail="smtp://mail.example",
+                   env={"PYTHONPATH": str(folder)})
     limiting = Backend(owner, folder / "limiting", "--rate-limit", "1")
     address = ("127.0.0.1", int(plain.port))
     half = HEAD + b"Content-Length: 100\r\n\r\n"
-    pool, over = concurrent.futures.ThreadPoolExecutor(9), threading.Event()
+    pool, over = concurrent.futures.ThreadPoolExecutor(10), threading.Event()
     yield {
         "silent": pool.submit(until_cut_off, address, b""),
         "kept": pool.submit(until_cut_off, address, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"),
@@ -1817,10 +1902,11 @@ def patience(tmp_path_factory):
         "body": pool.submit(until_cut_off, address, half, b" "),
         "no reader": pool.submit(kept_of_a_client_that_does_not_read, address, over),
         "mail": pool.submit(ask, mailing),
+        "name": pool.submit(lambda: (time.monotonic(), ask(lost), time.monotonic())),
         "limit": pool.submit(asked_again_after_ten_seconds, limiting, over),
     }
     over.set()
-    for backend in (plain, mailing, limiting):
+    for backend in (plain, mailing, lost, limiting):
         backend.stop(signal.SIGKILL)
     silent.close()
     pool.shutdown()
@@ -2137,3 +2223,9 @@ def test_the_minute_of_an_address_is_not_over_after_ten_seconds(patience):
 @pytest.mark.slow
 def test_a_mail_server_that_says_nothing_is_given_up(patience):
     assert patience["mail"].result().error == (500, "internal")
+
+
+@pytest.mark.slow
+def test_the_look_up_of_a_mail_server_s_name_has_its_end_too(patience):
+    start, reply, end = patience["name"].result()
+    assert reply.error == (500, "internal") and end - start < 30

@@ -230,7 +230,7 @@ def test_a_mail_for_which_there_is_no_thread_costs_nothing(start_backend, mail_s
         "import threading\n"
         "usual = threading.Thread.start\n"
         "def start(self):\n"
-        "    if self._target.__name__ == 'hang_up_late':\n"
+        "    if self._target.__qualname__.startswith('within.'):\n"
         "        raise RuntimeError(\"can't start new thread\")\n"
         "    usual(self)\n"
         "threading.Thread.start = start\n"
