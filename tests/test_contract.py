@@ -7,8 +7,9 @@ By default it starts the embedded backend. It can be pointed at any other, as of
 
 Mail to any address at SCRIPTO_CONTRACT_DOMAIN (example.com, if not set) has to arrive in that
 Maildir. Every test signs in with emails of its own, so nothing that is there is touched. It is
-less than sixty requests; where the backend asks for patience with 429, the suite waits.
+about seventy requests; where the backend asks for patience with 429, the suite waits.
 """
+import calendar
 import email
 import email.policy
 import email.utils
@@ -279,6 +280,36 @@ def test_the_right_code_is_refused_after_three_wrong_ones(site, address):
         (400, "invalid-argument"),
         (429, "resource-exhausted"),
     ]
+
+
+def test_where_there_are_tickets_no_stranger_ends_a_code(site, address):
+    """Three wrong guesses without the ticket leave it to who has it."""
+    before = set(site.mails())
+    ticket = site.request("POST", REQUEST, {"email": address}).data.get("ticket")
+    code = wait_until(lambda: site.code_in_new_mail(address, before), MAIL_SECONDS, "the mail")
+    if ticket is None:
+        pytest.skip("this backend has no tickets")
+    assert isinstance(ticket, str) and len(ticket) >= 16
+    for _ in range(3):
+        site.enter(address, wrong_code(code))
+    assert site.enter(address, code, ticket=ticket).status == 200
+
+
+def test_a_ticket_of_somebody_else_s_making_does_no_harm(site, address):
+    """As a backend that knows none takes it."""
+    assert site.enter(address, site.ask(address), ticket="x" * 22).status == 200
+
+
+def test_where_keys_can_end_it_is_said_when(site, address):
+    """In the answer and in the list; a backend that cannot do so says nothing."""
+    data = site.enter(address, site.ask(address), expiresIn=7 * 24 * 3600).data
+    (key,) = site.request("GET", "/api/keys", headers=bearer(data)).data["keys"]
+    if data.get("expiresAt") is None:
+        assert key["expiresAt"] is None
+        pytest.skip("keys of this backend last")
+    assert key["expiresAt"] == data["expiresAt"]
+    left = calendar.timegm(time.strptime(key["expiresAt"][:19], "%Y-%m-%dT%H:%M:%S")) - time.time()
+    assert 0 < left < 7 * 24 * 3600 + 60 and site.me(bearer(data)["Authorization"]).status == 200
 
 
 BAD_CODES = {

@@ -8,16 +8,18 @@ import re
 import resource
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 
 import pytest
-from conftest import PROGRAM, wait_until
+from conftest import PROGRAM, Result, Scripto, wait_until
 from test_backend import (
     ME,
     YOU,
     ask,
+    at_once,
     code_after_asking,
     connect,
     enter,
@@ -46,7 +48,6 @@ def test_users_are_listed_while_the_server_runs(backend, scripto, words):
     backend.mint(YOU)
     assert is_accepted(backend, first["apiKey"])
     backend.mint("me@example.com")
-    wait_until(lambda: any(backend.last_uses()), what="the note of a use")
     one, two = users(scripto, backend, *words).data["users"]
     assert (one["email"], one["id"], one["keys"]) == (YOU, first["userId"], 2)
     assert (two["email"], two["keys"], two["lastUsedAt"]) == ("me@example.com", 1, None)
@@ -119,6 +120,43 @@ def test_a_database_that_is_not_there_is_not_made(scripto, tmp_path, words):
     assert not (scripto.home / ".local").exists()
 
 
+def test_the_list_of_users_waits_for_no_writer(backend, scripto):
+    backend.mint(YOU)
+    with contextlib.closing(sqlite3.connect(str(backend.db), isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        start = time.monotonic()
+        assert len(users(scripto, backend).data["users"]) == 1 and time.monotonic() - start < 4
+
+
+def on_a_read_only_mount(scripto, folder, *words):
+    """Runs a command where that folder is mounted read-only, for it alone."""
+    lines = 'mount --bind -o ro "$0" "$0" && ! touch "$0/x" 2>/dev/null && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", lines, str(folder)]
+    if os.geteuid() or subprocess.call(command + ["true"], stderr=subprocess.DEVNULL):
+        pytest.skip("no read-only mounts here")
+    process = subprocess.Popen(command + [scripto.python, PROGRAM, *words], env=scripto.env,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    return Result(process, *process.communicate(timeout=30))
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_database_on_a_read_only_mount_is_read(backend, scripto, tmp_path, served):
+    """A database that is not served has no files beside it, and none can be made."""
+    backend.mint(YOU)
+    if not served:
+        backend.stop()
+    where, copy = ["--db", str(backend.db), "--json"], tmp_path / "copy.db"
+    listed = on_a_read_only_mount(scripto, backend.folder, "users", "list", *where).data
+    assert [user["email"] for user in listed["users"]] == [YOU]
+    on_a_read_only_mount(scripto, backend.folder, "backup", str(copy), *where).data
+    assert users_of(copy) == [(YOU,)]
+
+
+def users_of(path):
+    with contextlib.closing(sqlite3.connect(str(path))) as db:
+        return db.execute("SELECT email FROM users").fetchall()
+
+
 def at_terminal(scripto, words, typed=b"", **popen):
     """Runs it with a terminal for all three streams; returns (status, what was shown)."""
     master, slave = pty.openpty()
@@ -144,6 +182,79 @@ def test_removing_asks_at_a_terminal(backend, scripto, typed, status):
     ended, shown = at_terminal(scripto, ["users", "remove", YOU, "--db", str(backend.db)], typed)
     assert (ended, YOU in shown) == (status, True)
     assert is_accepted(backend, key) is bool(status)
+
+
+# ---- backup -------------------------------------------------------------------
+
+
+def backup(scripto, backend, path, **more):
+    return scripto.run("backup", str(path), "--db", str(backend.db), "--json", **more)
+
+
+def test_a_backup_is_whole_and_nobody_else_s(backend, python, tmp_path):
+    """Taken while the server runs, night after night, whatever umask there is."""
+    owner, copy = Scripto(python, tmp_path / "home"), tmp_path / "backup.db"
+    umask = os.umask(0)
+    try:
+        first = backend.mint(YOU)["apiKey"]
+        assert backup(owner, backend, copy).data == {"file": str(copy)}
+        code, second = code_after_asking(backend), backend.mint("me@example.com")["apiKey"]
+        assert backup(owner, backend, copy).data
+    finally:
+        os.umask(umask)
+    assert copy.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.glob("backup.db*")] == ["backup.db"]
+    backend.stop()
+    for path in backend.folder.glob("scripto.db*"):
+        path.unlink()
+    copy.rename(backend.db)
+    backend.start()
+    assert is_accepted(backend, first) and is_accepted(backend, second)
+    assert enter(backend, code).status == 200
+
+
+def test_a_backup_has_what_a_killed_server_left(backend, scripto, tmp_path):
+    """In the log beside its database."""
+    backend.mint(YOU)
+    backend.stop(signal.SIGKILL)
+    assert users(scripto, backend).data["users"][0]["email"] == YOU
+    assert backup(scripto, backend, tmp_path / "copy.db").data
+    assert len(users_of(tmp_path / "copy.db")) == 1
+
+
+def test_backups_at_once_disturb_nobody(backend, scripto, tmp_path):
+    """The last one stays, and it is whole."""
+    for number in range(20):
+        backend.mint("%d@example.com" % number)
+    copy = tmp_path / "copy.db"
+    statuses = at_once(*[lambda: backup(scripto, backend, copy).status] * 4)
+    assert statuses == [0] * 4 and len(users_of(copy)) == 20
+    assert os.listdir(str(tmp_path)).count("copy.db") == 1
+
+
+NO_BACKUP = {  # where to, of what: the exit status
+    "of no database": ("copy.db", "none.db", 1),
+    "of another program's file": ("copy.db", "other.db", 1),
+    "into no folder": ("missing/copy.db", "backend/scripto.db", 1),
+    "onto a folder": ("backend", "backend/scripto.db", 1),
+    "onto the database itself": ("backend/scripto.db", "backend/scripto.db", 2),
+    "onto it by another name": ("link.db", "backend/scripto.db", 2),
+}
+
+
+@pytest.mark.parametrize("to, of, status", NO_BACKUP.values(), ids=NO_BACKUP)
+def test_a_backup_that_cannot_be(backend, scripto, tmp_path, to, of, status):
+    """Is an error, and leaves nothing behind."""
+    key = backend.mint(YOU)["apiKey"]
+    (tmp_path / "link.db").symlink_to(backend.db)
+    with contextlib.closing(sqlite3.connect(str(tmp_path / "other.db"))) as db:
+        db.execute("CREATE TABLE users (email)")
+    before = sorted(str(path) for path in tmp_path.rglob("*") if "home" not in str(path))
+    words = ["backup", str(tmp_path / to), "--db", str(tmp_path / of), "--json"]
+    result = scripto.run(*words)
+    assert result.status == status and result.error["nextAction"]
+    assert sorted(str(path) for path in tmp_path.rglob("*") if "home" not in str(path)) == before
+    assert is_accepted(backend, key)
 
 
 # ---- --allow ------------------------------------------------------------------
