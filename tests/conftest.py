@@ -186,6 +186,50 @@ class Scripto:
         return self.run(*words, "--json").data
 
 
+class Terminal:
+    """The program with some of its streams on a terminal of its own, the controlling one."""
+
+    def __init__(self, scripto, *words, streams=("stdin", "stdout", "stderr"), **start):
+        import fcntl
+        import pty
+        import termios
+
+        self.master, slave = pty.openpty()
+        start.update({name: slave for name in streams})
+        self.process = scripto.start(
+            *words, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0), **start
+        )  # fmt: skip
+        os.close(slave)
+        self.screen, self.ended = "", False
+
+    def read(self):
+        while not self.ended and select.select([self.master], [], [], 0.01)[0]:
+            try:
+                self.screen += os.read(self.master, 65536).decode("utf-8", "replace")
+            except OSError:  # all of the program's ends are closed
+                self.ended = True
+        return self.screen
+
+    def wait_for(self, text):
+        wait_until(lambda: text in self.read(), what="%r on the screen" % text)
+
+    def type(self, text):
+        os.write(self.master, text if isinstance(text, bytes) else text.encode())
+
+    def end(self):
+        """The exit status, once all output has been read; `out` is what was not on the terminal."""
+        wait_until(lambda: self.read() is not None and self.process.poll() is not None)
+        wait_until(lambda: self.read() is not None and self.ended, 2, "the terminal's end")
+        pipes = [self.process.stdin, self.process.stdout, self.process.stderr]
+        self.out = pipes[1].read().decode() if pipes[1] else ""
+        for each in filter(None, pipes):
+            each.close()
+        os.close(self.master)
+        assert "Traceback" not in self.screen + self.out, self.screen
+        return self.process.returncode
+
+
 class Backend:
     """A running `scripto serve`, with its mail in a Maildir."""
 
@@ -323,6 +367,35 @@ def scripto(edge, tmp_path):
 def newest(tmp_path):
     """The program under the newest interpreter alone, with an empty home."""
     return Scripto(PYTHONS[-1], tmp_path / "home")
+
+
+@pytest.fixture
+def patched(tmp_path):
+    """patched(code) is an environment in which that runs first: the system as it is elsewhere."""
+
+    def make(code):
+        (tmp_path / "sitecustomize.py").write_text(code)
+        return {"PYTHONPATH": str(tmp_path)}
+
+    return make
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """changed(LOCK_SECONDS=1) is the path of the program with another constant."""
+
+    def make(**constants):
+        with open(PROGRAM, encoding="utf-8") as file:
+            source = file.read()
+        for name, value in constants.items():
+            source, count = re.subn("(?m)^%s = .*$" % name, "%s = %r" % (name, value), source)
+            assert count == 1, name
+        path = tmp_path / "changed" / "scripto.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(source.encode())
+        return str(path)
+
+    return make
 
 
 @pytest.fixture
