@@ -13,7 +13,6 @@ import sys
 if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
     del sys.path[0]  # this file's folder: a download folder, say, with anybody's `email.py`
 
-import argparse
 import collections
 import contextlib
 import errno
@@ -135,6 +134,22 @@ def invalid(message, next_action, http_status=None):
 def failed(message, next_action):
     """failed-precondition: this machine stands in the way."""
     return ScriptoError("failed-precondition", message, next_action)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal came, of that number."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.number = number
+
+
+def interrupted(cause, next_action):
+    """cancelled, for a KeyboardInterrupt. The exit status is 128 and the signal's number, as a
+    shell has it: 130 for Ctrl-C, 143 for SIGTERM."""
+    error = ScriptoError("cancelled", "Interrupted.", next_action)
+    error.exit_status = 128 + getattr(cause, "number", 2)
+    return error
 
 
 def missing_module(error):
@@ -1645,8 +1660,8 @@ def sign_in(ctx, args, target, file, code, ticket=None):
     try:
         identity = buy_key(ctx, args, target, code, ticket)
         kept = keep_key(ctx, args, file, identity, target.base_url)
-    except KeyboardInterrupt:
-        raise ScriptoError("cancelled", "Interrupted.", "run it again; " + used_up) from None
+    except KeyboardInterrupt as cause:
+        raise interrupted(cause, "run it again; " + used_up) from None
     except ScriptoError as error:  # it may have been heard
         if error.code in ("network-error", "invalid-response") or error.http_status == 504:
             error.next_action += "; " + used_up
@@ -3400,14 +3415,6 @@ class Server:
 ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")  # the last: Windows' Ctrl-Break
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal came, of that number."""
-
-    def __init__(self, number):
-        super().__init__(number)
-        self.number = number
-
-
 def on_signals(handler):
     """What is ignored already stays so: nohup(1) has its reasons."""
     import signal  # lazy
@@ -3996,40 +4003,53 @@ COMMANDS = {
     "doctor": Command(cmd_doctor, "check what works on this machine", KEY),
 }
 GROUPS = ("auth", "config", "keys")
+ELSEWHERE = {  # what gh calls it
+    "auth list": "use", "auth logout": "logout", "auth status": "whoami", "auth switch": "use",
+}
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, whose errors take the one way out."""
+def usage_error(name, problem, hint=None):
+    problem = problem[:1].upper() + problem[1:]
+    return invalid(problem.rstrip(".") + ".", hint or f"see: scripto {name} --help")
 
-    def _get_option_tuples(self, word):
-        """No flag is cut short. By allow_abbrev=False, Python 3.6 would refuse -XGET, too."""
-        return [] if word.startswith("--") else super()._get_option_tuples(word)
 
-    def error(self, message):
-        raise invalid(message[:1].upper() + message[1:] + ".", f"see: {self.prog} --help")
+def argument_of(word, needed):
+    """What argparse has to know of it."""
+    takes, purpose = OPTIONS[word]
+    more = {"help": purpose.replace("%", "%%")}
+    if takes is None:
+        return dict(more, action="store_true")
+    more["metavar"] = takes
+    if word in ("--email", "--code") or word[0] != "-" and not needed:
+        more["nargs"] = "?"
+    elif word[0] == "-":
+        more["required"] = needed
+    if word in ("--allow", "-q", "-H"):
+        more["action"] = "append"
+    if "|" in takes:
+        more["choices"] = takes.split("|")
+    return more
 
 
 def parser_for(name):
-    command = COMMANDS[name]
+    """argparse's, whose errors take the one way out. A missing email or code is the command's to
+    tell, in the words of the contract."""
+    import argparse  # lazy
+
+    def error(message):
+        raise usage_error(name, message)
+
     # A width of our own: argparse would ask a module that a minimal Python lacks.
-    parser = Parser("scripto " + name,
-                    description=command.purpose[0].upper() + command.purpose[1:] + ".",
-                    epilog=f"Example: scripto {name} {command.example}",
-                    add_help=False,
-                    formatter_class=lambda prog: argparse.HelpFormatter(prog, width=96))
+    command = COMMANDS[name]
+    parser = argparse.ArgumentParser(
+        "scripto " + name, description=command.purpose[0].upper() + command.purpose[1:] + ".",
+        epilog=f"Example: scripto {name} {command.example}", add_help=False, allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=96))
+    parser.error = error
     parser.color = False  # Python 3.14 would colour what is not yet known to go to a terminal
     for word, needed in arguments_of(command) + [("--json", False), ("--help", False)]:
-        takes, purpose = OPTIONS[word]
-        if word == "--":  # no flag: run() splits there
-            continue
-        more = {"metavar": takes} if takes else {"action": "store_true"}
-        if needed or word[0] != "-":
-            more["nargs"] = "?"  # what is missing is said later, in words of our own
-        if word in ("--allow", "-q", "-H"):
-            more["action"] = "append"
-        if "|" in (takes or ""):
-            more["choices"] = takes.split("|")
-        parser.add_argument(word, help=purpose.replace("%", "%%"), **more)
+        if word != "--":  # no flag: run() splits there
+            parser.add_argument(word, **argument_of(word, needed))
     if "--" in dict(arguments_of(command)):
         parser.usage = parser.format_usage()[len("usage: ") :].rstrip() + " [-- COMMAND ...]"
     return parser
@@ -4039,7 +4059,8 @@ def overview(prefix=""):
     lines = [f"Usage: scripto {prefix}<command> [flags]", ""]
     shown = [name for name in COMMANDS if name.startswith(prefix)]
     lines += [f"  {name:20} {COMMANDS[name].purpose}" for name in shown]
-    lines += ["", "Every command takes --json and --help. Try it with: scripto demo"]
+    lines += ["", "Every command takes --json and --help. Try it with: scripto demo",
+              "Also: scripto help COMMAND, scripto --version"]
     return {"help": lines}, lines
 
 
@@ -4063,63 +4084,72 @@ def find_command(words):
         if name in COMMANDS:
             return name, words[size:]
     known = {}
-    for name in (*COMMANDS, *GROUPS, "--help", "--version"):
+    for name in (*COMMANDS, *GROUPS, "help", "--help", "--version"):
         known[name] = known[name.split()[-1]] = "scripto " + name  # who types `logn` means one
     hint = "see the commands with: scripto --help"
     if words[0].startswith("-"):
         hint = "put flags behind the command"
-    raise unknown("command", " ".join(words[: 1 + (words[0] in GROUPS)]), known, hint)
-
-
-def missing(name, word):
-    value = f"{word} <your-{OPTIONS[word][0].lower()}>" if word.startswith("-") else f"<{word}>"
-    hint = NEXT_CODE if word == "--code" else f"Pass {value} to: scripto {name}"
-    return invalid(f"The {word.strip('-') or 'command'} is missing.", hint)
+    typed = " ".join(words[: 1 + (words[0] in GROUPS)])
+    if typed in ELSEWHERE:
+        raise invalid(f"Unknown command '{typed}'.", "did you mean: scripto " + ELSEWHERE[typed])
+    raise unknown("command", typed, known, hint)
 
 
 def parse(name, words, behind):
     """The arguments by name. None of what stands `behind`, `--` and all, is looked at."""
     parser = parser_for(name)
     takes = dict(arguments_of(COMMANDS[name]))
-    args, extra = parser.parse_known_args(words)
+    try:
+        args, extra = parser.parse_known_args(words)
+    except IndexError:  # what Python up to 3.11 makes of `-i=`
+        parser.error("a switch takes no value")
     if extra and getattr(args, "code", None) and extra[0].isdigit():
         raise invalid("The code is in two words.", "put quotes around it: --code '123 456'")
     if extra:
         known = {word: word for word in (*takes, "--json", "--help") if re.match("--.", word)}
         raise unknown("argument", extra[0], known, f"see: {parser.prog} --help")
+    for value in vars(args).values():
+        if value == [] or isinstance(value, list) and [] in value:  # up to 3.12, of `--name=--`
+            parser.error("a value is missing")
     if behind and "--" not in takes:
         parser.error(f"'{name}' takes nothing behind --")
     args.command = behind[1:] or None
-    for word, needed in takes.items():
-        value = getattr(args, word.strip("-").replace("-", "_") or "command")
-        tied = isinstance(value, list) and (not value or [] in value)  # as of --name=--
-        if tied or value is None and (needed or word in behind[:1]):
-            raise missing(name, word)
+    if not args.command and (behind or takes.get("--")):
+        parser.error("the command behind -- is missing")
     return args
+
+
+def help_for(words):
+    """(data, lines): of a command, a group, or all."""
+    name = " ".join(words)
+    if not words:
+        return overview()
+    if name in GROUPS:
+        return overview(name + " ")
+    lines = parser_for(find_command(words)[0]).format_help().splitlines()
+    return {"help": lines}, lines
 
 
 def run(ctx, words):
     split = words.index("--") if "--" in words else len(words)
     words, behind = words[:split], words[split:]
     ctx.as_json = "--json" in words
-    words = ["--help" if word == "-h" else word for word in words if word != "--json"]
+    words = [word for word in words if word != "--json"]
+    asked = [word for word in words if word not in ("--help", "-h")]
     if "--version" in words:
         return {"version": __version__}, ["scripto " + __version__]
-    if words[:1] in ([], ["--help"]):
-        return overview()
-    if words[0] in GROUPS and words[1:] in ([], ["--help"]):
-        return overview(words[0] + " ")
+    if asked != words or words[:1] in ([], ["help"]) or words[0] in GROUPS and not words[1:]:
+        return help_for(asked[asked[:1] == ["help"] :])
     name, rest = find_command(words)
-    if "--help" in rest:
-        lines = parser_for(name).format_help().splitlines()
-        return {"help": lines}, lines
-    args = parse(name, rest, behind)
-    ctx.command, ctx.args = name, args
+    ctx.args = args = parse(name, rest, behind)
+    ctx.command = name
     if behind:
         import shutil  # lazy
 
         if not shutil.which(args.command[0]):  # before anything is served or said
             raise not_run(args.command, "there is no such program")
+    if ctx.alone:
+        on_signals(stop)
     return COMMANDS[name].work(ctx, args)
 
 
@@ -4134,10 +4164,10 @@ def status_of(ctx, words):
         return show_error(ctx, error)
     except ImportError as error:
         return show_error(ctx, missing_module(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as cause:
         if is_terminal(ctx.stderr):
             say(ctx, "")  # what was typed stands on the line
-        return show_error(ctx, ScriptoError("cancelled", "Interrupted.", "run it again"))
+        return show_error(ctx, interrupted(cause, "run it again"))
     except Exception as error:
         text, hint = f"A bug in scripto: {bug(error)}.", "report it, with this line, at "
         return show_error(ctx, ScriptoError("internal", text, hint + PRODUCTION_URL))
@@ -4148,6 +4178,7 @@ def main(argv=None):
     start of a zip file need not know."""
     words = sys.argv[1:] if argv is None else argv
     ctx = Context(COMMANDS, OPTIONS)
+    ctx.alone = argv is None  # signals, for one, are the business of whoever imports this
     ctx.umask = os.umask(0o077)  # what is made here holds keys, codes and hashes
     try:
         status = status_of(ctx, words)

@@ -129,6 +129,9 @@ USAGE = {
     "flag with two dashes for a value": [*LOGIN_REQUEST, "--api-url=--"],
     "repeated flag with two dashes": ["api", "a", "-H", "X: y", "-H=--", "--api-key", "scripto_1"],
     "switch with a value": ["config", "clear", "--yes=maybe"],
+    "short switch with nothing for a value": ["api", "a", "-i=", "--api-key", "scripto_1"],
+    "no command to run": ["run", "--api-key", "scripto_1"],
+    "argument missing": ["keys", "revoke"],
     "argument too many": ["use", "you", "me"],
 }
 
@@ -188,11 +191,28 @@ def test_a_malformed_code_is_not_sent(newest, raw_server, code):
     (["auth", "login-request", "--emial=" + EMAIL], "--email"),
     (["whoami", "--api-ulr"], "--api-url"),
     (["config", "clear", "--yess"], "--yes"), (["whoami", "--jsn"], "--json"),
-    (["--versoin"], "--version"),
+    (["--versoin"], "scripto --version"), (["help", "auth", "logn"], "scripto auth login"),
+    (["auth", "logout"], "scripto logout"), (["auth", "status"], "scripto whoami"),
+    (["auth", "list"], "scripto use"), (["auth", "switch"], "scripto use"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
 def test_the_nearest_name_is_suggested(newest, typed, meant):
     result = newest.run(*typed, "--json")
-    assert meant in result.error["nextAction"] and result.status == 2
+    assert result.error["nextAction"].endswith(": " + meant) and result.status == 2
+
+
+def test_a_code_in_two_words_is_to_be_quoted(newest):
+    words = ["auth", "login-complete", "--email", EMAIL, "--code", "123", "456", "--json"]
+    assert "--code '123 456'" in newest.run(*words).error["nextAction"]
+
+
+@pytest.mark.parametrize("words, like", [
+    (["help"], ["--help"]), (["help", "auth"], ["auth", "--help"]), (["auth"], ["auth", "--help"]),
+    (["help", "auth", "login"], ["auth", "login", "--help"]), (["help", "--json"], ["--json"]),
+    (["help", "use", "--help"], ["use", "you", "-h"]),
+], ids=" ".join)  # fmt: skip
+def test_help_is_a_command_too(newest, words, like):
+    run, other = newest.run(*words), newest.run(*like)
+    assert (run.status, run.out) == (other.status, other.out) == (0, run.out) and "scripto" in run.out
 
 
 def test_nothing_is_suggested_for_what_is_like_nothing(newest):

@@ -456,10 +456,10 @@ def test_the_demo_needs_no_stream_but_its_output(newest):
 # ---- The keyboard --------------------------------------------------------------
 
 
-def interrupt_when(process, condition):
-    """Ctrl-C, sent when the program is where it should be; (status, out, err)."""
+def interrupt_when(process, condition, number=signal.SIGINT):
+    """Ctrl-C, or so, sent when the program is where it should be; (status, out, err)."""
     wait_until(condition, what="the program to get there")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=20)
     out, err = (out or b"").decode(), err.decode()
     assert "Traceback" not in out + err, err
@@ -555,19 +555,38 @@ def test_ctrl_c_while_nobody_reads_the_answer(scripto):
     assert status == 130
 
 
+ENDS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize("number, expected", ENDS)
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=str)
 @pytest.mark.parametrize("words", [
     "whoami --api-key " + KEY, "auth login-complete --email you@example.com --code 123456",
 ])  # fmt: skip
-def test_ctrl_c_while_waiting_for_the_backend(scripto, raw_server, words, flags):
+def test_a_signal_while_waiting_for_the_backend(newest, raw_server, words, flags, number, expected):
     silent = raw_server(lambda connection: connection.recv(1))
-    process = scripto.start(*words.split(), "--api-url", silent.url, *flags)
-    status, out, err = interrupt_when(process, lambda: silent.requests)
-    assert status == 130
+    process = newest.start(*words.split(), "--api-url", silent.url, *flags)
+    status, out, err = interrupt_when(process, lambda: silent.requests, number)
+    assert status == expected
     if flags:
-        assert json.loads(out)["error"]["code"] == "cancelled" and err == ""
+        error = json.loads(out)["error"]
+        assert (error["code"], err) == ("cancelled", "") and error["nextAction"]
     else:
-        assert out == "" and err.startswith("✗ ") and err.count("\n") in (1, 2)
+        assert out == "" and err.startswith("✗ ") and err.count("\n") == 2
+
+
+def test_a_signal_that_is_ignored_stays_so(newest, raw_server):
+    """As nohup(1) does for SIGHUP."""
+    asked = raw_server(http_reply({"user": {"id": "user_1"}}))
+    silent = raw_server(lambda connection: connection.recv(1))
+    ignore = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    process = newest.start("whoami", "--api-key", KEY, "--api-url", silent.url, **ignore)
+    wait_until(lambda: silent.requests)
+    process.send_signal(signal.SIGHUP)
+    assert newest.run("whoami", "--api-key", KEY, "--api-url", asked.url).status == 0
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
