@@ -46,8 +46,8 @@ def find_pythons():
     candidates = [sys.executable, shutil.which("pypy3") or ""]
     pyenv = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
     for minor in range(6, 30):
-        candidates += glob.glob("%s/versions/3.%d.*/bin/python" % (glob.escape(pyenv), minor))
-        candidates += [shutil.which("python3.%d" % minor) or ""]
+        here = glob.glob("%s/versions/3.%d.*/bin/python" % (glob.escape(pyenv), minor))
+        candidates += here or [shutil.which("python3.%d" % minor) or ""]
     ask = "import sys; print(sys.implementation.name, *sys.version_info[:2])"
     found = {"cpython": {}, "pypy": {}}
     for path in filter(os.path.exists, candidates):

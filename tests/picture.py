@@ -3,7 +3,7 @@
     python3 tests/picture.py
 
 What differs from run to run (port, code, ids, date) is written as the same example each time, so
-that the picture changes only when the wording does; tests/test_readme.py says when it is stale.
+that the picture changes only when the wording does; tests/test_project.py says when it is stale.
 """
 import html
 import os
@@ -20,7 +20,9 @@ EXAMPLES = (
     (r"\b\d{6}\b", "123456"),
     (r"user_\w+", "user_4f1c0e7a9b52"),
     (r"(Date: ).*", r"\1Tue, 24 Nov 2026 03:00:00 +0000"),
-    (r"(Message-ID: ).*", r"\1<179551840012.7.4711@localhost>"),
+    (r"(Message-ID: ).*", r"\1<7d1f0c8b5e2a@localhost>"),
+    (r"until \d\d:\d\d UTC", "until 03:10 UTC"),
+    (r"at \d{4}-\d\d-\d\d \d\d:\d\d UTC", "at 2026-11-24 03:00 UTC"),
 )
 
 

@@ -105,11 +105,6 @@ def test_it_is_found_within_thirty_lines():
     assert "python3 scripto.py demo" in "\n".join(README.splitlines()[:30])
 
 
-def test_the_test_command_is_the_one_of_ci():
-    (command,) = re.findall(r"```sh\n(.*\.venv/bin/pip .*)\n```", README)
-    assert command in (ROOT / ".ci" / "run").read_text()
-
-
 def test_commands_that_are_pasted_have_no_prompt():
     """A prompt stands only where the output is shown as well."""
     for block in re.findall(r"```sh\n(.*?)```", README, re.S):
