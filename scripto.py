@@ -46,17 +46,17 @@ NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a FIFO in a file's place must not han
 BUSY = PermissionError if os.name == "nt" else ()  # what a file that others have open raises there
 BUSY_SECONDS = 5
 
-# The numbers are those of NIST SP 800-63B for codes that come another way than the sign-in itself.
-# Its revision 4 (3.1.3.1) does not count mail as such a way: a mailed code proves no more than that
-# somebody can read that mailbox now.
+# The numbers are those of NIST SP 800-63B for out-of-band codes. They do not have its blessing: its
+# revision 4 (3.1.3.1) does not count email as such a channel. A mailed code proves that somebody can
+# read that mailbox now, and no more.
 CODE_SECONDS = 10 * 60
-CODE_ATTEMPTS = 3  # of who has the code's ticket, and as many of who has not
-LIVE_CODES = 2  # of an email, the newest: late mail does no harm
+CODE_ATTEMPTS = 3  # without the code's ticket, and as many with it
+LIVE_CODES = 2  # the newest of an email: late mail does no harm
 QUARTER, DAY = 15 * 60, 24 * 3600
-LIMITS = {  # event: (whose, how many, in seconds)
-    "wrong": ((["email"], 15, QUARTER), (["email"], 60, DAY), (["address"], 100, DAY)),
-    "request": ((["email", "address"], 5, QUARTER), (["email"], 10, QUARTER),
-                (["email"], 30, DAY), (["address"], 100, DAY)),
+LIMITS = {  # event: (whose, how many, in how many seconds)
+    "wrong": (("email", 15, QUARTER), ("email", 60, DAY), ("address", 100, DAY)),
+    "request": (("email from an address", 5, QUARTER), ("email", 10, QUARTER), ("email", 30, DAY),
+                ("address", 100, DAY)),
 }
 KEY_DAYS = 36500  # that a key may last, if it is to end at all
 READ_SECONDS = 10  # for a client to send its request, and to take the reply
@@ -101,6 +101,7 @@ class ScriptoError(Exception):
     """A key in the message, mistyped or quoted by a backend, is masked. http_status: if it is not
     the table's. headers: for HTTP. A code that is not in the table exits by HTTP status."""
 
+    note = ""  # for the backend's log
     unseen = False  # whether it is for want of a home, or of the right to look into it
     answered = None  # the HTTP status that a backend answered with
     retry_after = None  # the seconds that it said to wait
@@ -2394,10 +2395,9 @@ def delivery_for(ctx, how, bound_to, sender):
 # The only place that knows SQL: users, keys, and the events that limits count. Codes, tickets and
 # keys are stored as hashes only.
 
-CLOCK_SECONDS = 60  # by which the clock may be set back, and events still count
 APPLICATION, VERSION = 0x53637270, 3  # "Scrp"; versions 1 and 2 were never released
-# An event of kind "request" holds the code that was asked for, until a sign-in ends it. Users and
-# keys have no rowids, so that a sign-in writes to fewer trees.
+# A code is stored with the event that asked for it, and its hash is removed when it is over. Tables
+# without rowids have fewer pages to write for a sign-in.
 SCHEMA = f"""
 CREATE TABLE secret (value BLOB NOT NULL);
 CREATE TABLE users (id TEXT PRIMARY KEY, email TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
@@ -2412,24 +2412,38 @@ CREATE INDEX events_by_address ON events (address, kind, at);
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {VERSION}
 """
-TABLES = {"secret": "value", "users": "email", "keys": "hash", "events": "email"}  # and an index
-# An email's codes that are not over, the newest first. The tries of a code are what is left of
-# three after all wrong codes that came later than its request.
-CODES = f"""SELECT id, hash, ticket, ticket_tries, address, {CODE_ATTEMPTS} - (SELECT count(*)
-    FROM events AS wrong WHERE email = request.email AND kind = 'wrong' AND wrong.id > request.id)
-FROM events AS request WHERE email = ? AND kind = 'request' AND at BETWEEN ? AND ?
-    AND hash IS NOT NULL ORDER BY id DESC"""
-# When each limit that is reached ends, and whose it is. The + keeps SQLite off the index by address:
-# that may be everybody's.
-LIMITS_REACHED = {kind: " UNION ALL ".join(
-    f"""SELECT * FROM (SELECT at + {seconds}, '{whose[0]}' FROM events
-    WHERE :{whose[0]} <> '' AND {' AND '.join(f"{'+' * n}{each} = :{each}" for n, each in enumerate(whose))}
-    AND kind = '{kind}' AND at BETWEEN :now - {seconds} AND :now + {CLOCK_SECONDS}
-    ORDER BY at DESC LIMIT 1 OFFSET {most - 1})""" for whose, most, seconds in limits)
-    for kind, limits in LIMITS.items()}
+TABLES = {"secret": "value", "users": "email", "keys": "hash", "events": "email"}  # how it is read
+CLOCK_SECONDS = 60  # that the clock may be set back by, with no effect on events and codes
+
+# The codes of an email that have not expired, the newest first. A wrong code costs a try of each
+# code that was there before it.
+CODES = f"""
+SELECT id, hash, ticket, ticket_tries, address, {CODE_ATTEMPTS} - (
+    SELECT count(*) FROM events AS wrong
+    WHERE email = request.email AND kind = 'wrong' AND wrong.id > request.id)
+FROM events AS request WHERE email = ? AND kind = 'request' AND hash IS NOT NULL
+    AND at BETWEEN ? AND ? ORDER BY id DESC
+"""
 Code = collections.namedtuple("Code", "id hash ticket ticket_tries address tries")
 Attempt = collections.namedtuple("Attempt", "email address code ticket")  # to sign in
 Key = collections.namedtuple("Key", "user_id email user_name id used_at expires_at")
+
+
+def full_limit(kind, whose, most, seconds):
+    """SQL for one row if that limit is reached: when it ends, and whose it is."""
+    where = {"email": "email = :email AND :email <> ''",
+             "address": "address = :address AND :address <> ''",
+             # The + keeps SQLite from the index by address, since "" is the address of everybody.
+             "email from an address": "email = :email AND +address = :address"}
+    return f"""SELECT * FROM (SELECT at + {seconds}, '{whose}' FROM events
+        WHERE {where[whose]} AND kind = '{kind}'
+        AND at BETWEEN :now - {seconds} AND :now + {CLOCK_SECONDS}
+        ORDER BY at DESC LIMIT 1 OFFSET {most - 1})"""
+
+
+# In one statement for all: each costs a moment in which other threads run and the lock is held.
+FULL_LIMITS = {kind: " UNION ALL ".join(full_limit(kind, *limit) for limit in limits)
+               for kind, limits in LIMITS.items()}
 
 
 def noted(error, note):
@@ -2447,7 +2461,7 @@ def too_many(what, whose, seconds):
 
 
 def wrong_code(tries, note):
-    """The refusal of a code. tries: how many are left; None where that is not to be told."""
+    """The refusal of a code. tries: how many are left, None if that is not to be told."""
     text = "The code is wrong or has expired."
     if tries == 0:
         text = "The code is wrong. That was the last try: this code is used up."
@@ -2458,19 +2472,19 @@ def wrong_code(tries, note):
 
 
 def hash_of(secret):
-    """Plain: nobody guesses the random bytes of a key or a ticket."""
+    """A plain hash is enough for a key or a ticket: nobody guesses so many random bytes."""
     import hashlib  # lazy
 
     return hashlib.sha256(secret.encode("utf-8", "replace")).digest()
 
 
 class Store:
-    """What a method that writes has returned survives a power cut. SQLite's locks hold off other
-    processes. Reads have a connection of their own, which waits for no writer. Each statement is
-    read to its end: on PyPy it would stay open, and COMMIT would fail."""
+    """Each method that writes does so in a transaction, and what it returned survives a power cut.
+    SQLite's own locks hold off other programs. Reads have a connection of their own, which waits
+    for no writer. All rows are fetched: on PyPy a statement would stay open, and COMMIT fail."""
 
     def __init__(self, ctx, path, use="serve"):
-        """use: "serve" makes the file if there is none; "write" changes one that is there; "read"
+        """use: "serve" makes a file that is not there, "write" changes one that is, and "read"
         leaves it as it is. Raises failed-precondition."""
         import sqlite3  # lazy
         import threading
@@ -2510,14 +2524,14 @@ class Store:
         return self.trouble(f"cannot be used: {error}", hint)
 
     def make_file(self):
-        """By us, so that it is 0600 before SQLite writes; its side files follow suit."""
+        """With mode 0600, which SQLite also gives the files that it puts beside it."""
         make_folders(os.path.dirname(self.path))
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             give(self.path)
 
     def connect(self, mode, seconds=WRITE_SECONDS):
-        """seconds: to wait for other programs that write."""
+        """seconds: how long it waits for another program that writes."""
         import pathlib  # lazy
         import sqlite3
 
@@ -2548,8 +2562,8 @@ class Store:
         self.check()  # which opens SQLite's other files, while there are descriptors left
 
     def connect_to_read(self):
-        """Where nothing can be written, SQLite reads only what it is told nobody changes. Without
-        a write-ahead log that is so."""
+        """SQLite needs a file beside the database, and a read-only mount has no place for it. SQLite
+        does without if nobody writes, and nobody does where there is no write-ahead log."""
         import sqlite3  # lazy
 
         try:
@@ -2562,8 +2576,8 @@ class Store:
         return db
 
     def check_kind(self, db):
-        """Raises failed-precondition, with nothing changed, for a file that this version has not
-        made. Who is told to pass another would start with an empty one, and lock everybody out."""
+        """Raises failed-precondition for a file that this version has not made. The hint for an
+        older file is to keep it: whoever started with a new one would lock everybody out."""
         ((application,),) = db.execute("PRAGMA application_id").fetchall()
         ((version,),) = db.execute("PRAGMA user_version").fetchall()
         if application != APPLICATION:
@@ -2585,8 +2599,8 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self):
-        """All that is run in it is on the disk at its end, or nothing is, if anything is raised.
-        Raises internal where too many wait: connections are for others, too."""
+        """At its end all that was run is on the disk; if anything is raised, nothing is. Raises
+        internal if too many wait already, since others need the connections."""
         busy = noted(ScriptoError("internal", "The database is busy.", NEXT_RETRY), "too many wait")
         if not self.room.acquire(blocking=False):
             raise busy
@@ -2604,33 +2618,34 @@ class Store:
             self.room.release()
 
     def check(self):
-        """Raises unless a row of each table can be read, and from the file at its path: what goes
-        into one that was deleted is lost."""
+        """Raises unless a row of each table can be read as requests do, and the file is still at
+        its path: what is written to a deleted file is lost."""
         for table, column in TABLES.items():
             self.read(f"SELECT * FROM {table} ORDER BY {column} LIMIT 1")
         if not os.path.samestat(self.file, os.stat(self.path)):
             raise OSError(errno.ESTALE, "another database is in its place")
 
     def code_hash(self, email, code):
-        """Keyed, since a plain hash of six digits hides nothing."""
+        """With a secret key, since a plain hash of six digits hides nothing."""
         import hmac  # lazy
 
         return hmac.new(self.secret, f"{email}\0{code}".encode(), "sha256").digest()
 
     def check_limits(self, kind, email, address):
-        """Raises resource-exhausted until all limits are kept; one that is "" has none."""
+        """Raises resource-exhausted if a limit is reached. An email "" or an address "" has none."""
         now = time.time()
         values = {"email": email, "address": address, "now": now}
-        full = self.db.execute(LIMITS_REACHED[kind], values).fetchall()
+        full = self.db.execute(FULL_LIMITS[kind], values).fetchall()
         if full:
             until, whose = max(full)
             what = "wrong codes" if kind == "wrong" else "code requests"
             shown = address if whose == "address" else self.code_hash(email, "").hex()[:12]
-            raise too_many(f"{what} for this {whose}", shown, until - now)
+            raise too_many(f"{what} for this {whose.split()[0]}", shown, until - now)
 
     def put_code(self, email, address, code, ticket):
-        """Counts the request and stores its code, before any mail brings it. Returns the request's
-        number. All other codes stay, so that nothing is to be mended if the mail fails."""
+        """Stores the request with its code, before a mail brings it, and returns its number. Other
+        codes stay, so that a mail that fails has ended none. Some old events go: all of them might
+        be millions."""
         with self.transaction():
             self.check_limits("request", email, address)
             now = time.time()
@@ -2643,7 +2658,7 @@ class Store:
             ).lastrowid
 
     def take_back(self, number, charged):
-        """The code of a mail that failed, and the request, too, unless it is charged."""
+        """Removes the code of a mail that failed and, unless it is charged, the request."""
         with self.transaction():
             if charged:
                 self.run("UPDATE events SET hash = NULL WHERE id = ?", number)
@@ -2651,8 +2666,9 @@ class Store:
                 self.run("DELETE FROM events WHERE id = ?", number)
 
     def redeem(self, attempt, name, seconds):
-        """Spends a code on a key that lasts so long, None for good. Returns what its owner gets,
-        the key itself for the only time. Raises invalid-argument, once that is counted."""
+        """Makes a key that lasts so many seconds (None: for good), if the code is good, and returns
+        what its owner gets: the key itself leaves only here. Raises invalid-argument, but after the
+        transaction, which would undo the count of the wrong code."""
         import hmac  # lazy
 
         email, entered = attempt.email, self.code_hash(attempt.email, attempt.code)
@@ -2673,9 +2689,9 @@ class Store:
         return data
 
     def count_wrong(self, attempt, own, good):
-        """Returns the refusal. It is one more event whether a code is live or not, so that the time
-        does not tell. How many tries are left is for who has asked for the code, which shows by a
-        ticket or an address: to others the answer is the same without any code."""
+        """Returns the refusal. One event is written whether a code is live or not, or the time would
+        tell. How many tries are left is told to whoever asked for a code, from this address or with
+        this ticket. To a stranger the answer is the same whether a code is live or not."""
         self.add_wrong(attempt.email if good and not own else "", attempt.address)
         if own:
             self.run("UPDATE events SET ticket_tries = ticket_tries - 1 WHERE id = ?", own[0].id)
@@ -2685,13 +2701,14 @@ class Store:
         return wrong_code(max(tries) - 1 if tries else None, note)
 
     def add_wrong(self, email, address):
-        """Counts for both. One that counts for nobody takes the place of the last such one."""
+        """Counts for both, unless they are "". All that count for nobody share one row, or they would
+        fill the disk."""
         self.run("INSERT OR REPLACE INTO events (id, kind, email, address, at)"
                  " VALUES (?, 'wrong', ?, ?, ?)",
                  None if email or address else 0, email, address, time.time())
 
     def mint(self, email, name, seconds):
-        """Makes a key, and a user if the email is new; ends the email's codes."""
+        """Makes a key, and a user for a new email, and ends all codes of that email."""
         import secrets  # lazy
 
         now = time.time()
@@ -2708,15 +2725,15 @@ class Store:
                 "expiresAt": timestamp(expires)}
 
     def find_key(self, key):
-        """What is known of it, None if it is nobody's."""
+        """None if it is nobody's."""
         rows = self.read(
             "SELECT users.id, email, users.name, keys.id, coalesce(last_used_at, 0), expires_at"
             " FROM keys JOIN users ON users.id = user_id WHERE hash = ?", hash_of(key))
         return Key(*rows[0]) if rows else None
 
     def note_use(self, key):
-        """Once a minute. What cannot be noted at once is left to the next use: a full disk or a
-        busy writer keeps nobody out of a guarded page."""
+        """At most once a minute. If it cannot be noted at once, the next use will be: neither a
+        full disk nor another writer keeps anybody out."""
         import sqlite3  # lazy
 
         now = time.time()
@@ -2753,8 +2770,8 @@ class Store:
             return self.run("SELECT changes()") == [(1,)]
 
     def copy_to(self, path):
-        """Puts a whole copy at that path, as all of it is at one moment. By plain SQL: Python 3.6 has
-        no Connection.backup(), and SQLite before 3.27 no VACUUM INTO. Raises OSError, sqlite3.Error."""
+        """Puts a copy at that path, of all as it is at one moment. Raises OSError, sqlite3.Error.
+        Python 3.6 has no Connection.backup(), and SQLite before 3.27 no VACUUM INTO."""
         import sqlite3  # lazy
         import tempfile
 
@@ -2763,7 +2780,8 @@ class Store:
         os.close(descriptor)
         copies = [f"INSERT INTO {table} SELECT * FROM source.{table}" for table in TABLES]
         try:
-            with contextlib.closing(sqlite3.connect(beside, isolation_level=None, uri=True)) as copy:
+            copy = sqlite3.connect(beside, isolation_level=None, uri=True)
+            with contextlib.closing(copy):
                 copy.execute("ATTACH ? AS source", (self.uri,)).fetchall()
                 for statement in ["BEGIN", *SCHEMA.split(";"), *copies, "COMMIT"]:
                     copy.execute(statement).fetchall()
@@ -2888,8 +2906,8 @@ class Backend:
             times.append(now)
 
     def admit(self, request, command):
-        """(fields, email, client or "") of a public route, if its limit and --allow let it in. A page
-        on the web could send its visitors here by a form; their browsers name it as the Origin."""
+        """(fields, email, client or "") of a public route, if its limit and --allow let it in. A
+        page on the web could have its visitors send a form here: their browsers add an Origin."""
         if "origin" in request.headers:
             raise noted(ScriptoError("permission-denied", "Web pages cannot sign in here.",
                                      NEXT_GUIDE), "from a web page")
@@ -3020,7 +3038,8 @@ def route_health(backend, request):
 def route_resource(backend, request):
     """RFC 9728, 2 and 3.2."""
     url = backend.public_url
-    return 200, {"resource": url, "resource_name": "Scripto", "bearer_methods_supported": ["header"],
+    return 200, {"resource": url, "resource_name": "Scripto",
+                 "bearer_methods_supported": ["header"],
                  "resource_documentation": url + "/llms.txt"}, []
 
 
@@ -3160,7 +3179,7 @@ def handle(backend, request, refusal):
             raise refusal
         reply = reply_to(backend, request)
     except ScriptoError as error:
-        reply, note = error.reply(), getattr(error, "note", "")
+        reply, note = error.reply(), error.note
     except Exception as error:
         status = 503 if request.path == "/healthz" else 500
         reply = ScriptoError("internal", "The backend failed.", NEXT_RETRY, status).reply()
@@ -3589,7 +3608,7 @@ def cmd_users_remove(ctx, args):
 
 
 def cmd_backup(ctx, args):
-    """Beside a running server, or without. What stood at that path stays until the copy is whole."""
+    """Beside a running server, or without. The file from last time stays until the copy is whole."""
     import sqlite3  # lazy
 
     store, path = Store(ctx, args.db, "read"), os.path.abspath(args.file)

@@ -608,9 +608,9 @@ def test_with_a_ticket_the_newest_code_is_good_as_well(backend):
 
 
 def test_a_sign_in_ends_all_codes_tickets_or_not(backend):
-    first, second = asked(backend), asked(backend)
-    assert enter(backend, second[0]).status == 200
-    assert {enter(backend, code, ticket=ticket).error for code, ticket in (first, second)} == {WRONG}
+    both = [asked(backend) for _ in range(2)]
+    assert enter(backend, both[1][0]).status == 200
+    assert {enter(backend, code, ticket=ticket).error for code, ticket in both} == {WRONG}
 
 
 def test_a_ticket_revives_nothing(backend):
@@ -671,7 +671,7 @@ def test_a_wrong_code_is_told_how_many_tries_are_left(backend, with_ticket):
 
 
 def test_a_stranger_is_not_told_whether_there_is_a_code(crowded):
-    """But who asked for one, from that address or with the ticket, is told how many tries it has."""
+    """Who asked for one, from that address or with the ticket, is told how many tries it has."""
     code, ticket = asked(crowded, headers=from_address(1))
     wrong, stranger = wrong_code(code), from_address(2)
     assert message_of(enter(crowded, wrong, YOU, stranger)) == NOT_TOLD
@@ -1245,9 +1245,10 @@ def test_what_is_no_time_to_last_is_refused_and_costs_no_code(backend):
 # ---- The way in ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path, method", [(ME, "GET"), ("/api/keys", "GET"), ("/api/keys/x", "DELETE")])
-def test_a_refusal_tells_the_way_in(shared_edge, path, method):
+@pytest.mark.parametrize("path", [ME, "/api/keys", "/api/keys/x"])
+def test_a_refusal_tells_the_way_in(shared_edge, path):
     """RFC 6750, 3; RFC 9728, 5.1."""
+    method = "DELETE" if path.endswith("x") else "GET"
     way = 'Bearer realm="Scripto", resource_metadata="%s%s"' % (shared_edge.url, RESOURCE)
     said = get(shared_edge, path, method=method).headers
     assert said["WWW-Authenticate"] == way
@@ -2086,7 +2087,7 @@ def traced(backend, trace):
 
 def database_calls(trace):
     """[(call, bytes if it writes)] on the database."""
-    form = r'(fsync|fdatasync|pwrite64)\(\d+<[^>]*scripto\.db[^>]*>(?:, "(?:[^"\\]|\\.)*"\.*, (\d+))?'
+    form = r'(f(?:data)?sync|pwrite64)\(\d+<[^>]*scripto\.db[^>]*>(?:, "(?:[^"\\]|\\.)*"\.*, (\d+))?'
     return re.findall(form, trace.read_text())
 
 

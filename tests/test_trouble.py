@@ -311,13 +311,13 @@ def test_what_fails_to_be_mailed_leaves_the_codes_before_it(start_backend, mail_
     for number in (0, 1):
         address, before = "%d@example.com" % number, len(server.arrived)
         assert [ask(backend, address).status for _ in range(2)] == [200, 200]
-        server.answers["DATA"] = b"451 not now"
+        server.answers["."] = b"451 not now"
         with concurrent.futures.ThreadPoolExecutor(3) as pool, held_up(server):
             held = [pool.submit(ask, backend, address) for _ in range(3)]
             wait_until(lambda: len(server.arrived) == before + 5, what="three mails under way")
             server.go_on.set()
             assert {each.result().error for each in held} == {(500, "internal")}
-        del server.answers["DATA"]
+        del server.answers["."]
         code = codes_in(server.arrived[before:])[number]
         assert enter(backend, code, address).status == 200
 
@@ -371,7 +371,8 @@ def test_who_waits_to_write_leaves_room_for_who_has_a_key(backend):
     with concurrent.futures.ThreadPoolExecutor(150) as pool, locked(backend):
         held = [pool.submit(ask, backend, "%d@example.com" % n) for n in range(150)]
         with within(4):
-            told = [reply.result() for reply, _ in zip(concurrent.futures.as_completed(held), range(86))]
+            first = zip(concurrent.futures.as_completed(held), range(86))
+            told = [each.result() for each, _ in first]
         assert {reply.error for reply in told} == {(500, "internal")}
         assert {reply.value["error"]["nextAction"] for reply in told} == {"retry shortly"}
         with within(5):
