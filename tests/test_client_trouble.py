@@ -136,7 +136,7 @@ CASES = [
     ("own", "", {"SCRIPTO_PROFILE": "other"}, ("other", "profile", B, "profile")),
     ("own", "--profile own", {"SCRIPTO_PROFILE": "other"}, ("own", "profile", A, "profile")),
     ("own", "", {"SCRIPTO_PROFILE": ""}, ("own", "profile", A, "profile")),
-    ("own", "", {"SCRIPTO_PROFILE": "nobody"}, "not-found"),
+    ("own", "", {"SCRIPTO_PROFILE": "nobody"}, "unauthenticated"),
     ("own", "--profile nobody", {"SCRIPTO_PROFILE": "own"}, "not-found"),
     ("own", "--profile nobody --api-key K --api-url C", {}, "not-found"),
     ("plain", "", {}, ("plain", "profile", PRODUCTION, "profile")),
@@ -149,10 +149,10 @@ CASES = [
     ("own", "--api-key K", {}, ("K", FLAG, A, "profile")),
     ("own", "", {ENV: "E"}, ("E", ENV, A, "profile")),
     ("own", "--api-key K", {ENV: "E"}, ("K", FLAG, A, "profile")),
-    ("own", "--profile other", {ENV: "E"}, ("E", ENV, B, "profile")),
+    ("own", "--profile other", {ENV: "E"}, ("other", "profile", B, "profile")),
     ("own", "", {ENV: "E", "SCRIPTO_PROFILE": "other"}, ("E", ENV, B, "profile")),
     ("plain", "", {ENV: "E"}, ("E", ENV, PRODUCTION, "default")),
-    ("own", "--profile plain", {ENV: "E"}, ("E", ENV, PRODUCTION, "profile")),
+    ("own", "--profile plain", {ENV: "E"}, ("plain", "profile", PRODUCTION, "profile")),
     ("own", "--api-url C", {}, "failed-precondition"),
     ("own", "--api-url A/path", {}, ("own", "profile", A + "/path", "--api-url")),
     ("own", "", {"SCRIPTO_API_BASE_URL": C}, "failed-precondition"),
@@ -191,19 +191,6 @@ def test_a_profile_of_the_environment_is_said_to_be_in_force(newest, words):
     env = {"SCRIPTO_PROFILE": "them"}
     assert "SCRIPTO_PROFILE" in newest.run(*words, env=env).err
     assert "SCRIPTO_PROFILE" not in newest.run(*words).err
-
-
-def test_a_sign_in_needs_no_profile_where_the_backend_is_named(newest, backend):
-    """SCRIPTO_PROFILE names one that is not there yet; without a backend that never means
-    production, and the hint says whose fault it is."""
-    env = {"SCRIPTO_PROFILE": "nobody"}
-    words = ["auth", "login", "--email", "you@example.com", "--json", "--code-from",
-             "maildir:%s" % backend.maildir]  # fmt: skip
-    error = newest.run(*words, env=env).error
-    assert error["code"] == "not-found" and "SCRIPTO_PROFILE" in error["nextAction"]
-    run = newest.run(*words, "--api-url", backend.url, env=env)
-    assert run.data["profile"] == "you"
-    assert "SCRIPTO_PROFILE is set: profile nobody is in force" in run.err
 
 
 @pytest.mark.parametrize("env, told", [
