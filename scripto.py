@@ -78,6 +78,7 @@ ERRORS = {  # code: (HTTP status, exit status)
     "resource-exhausted": (429, 3),
     "internal": (500, 3),
     "network-error": (502, 3),
+    "deadline-exceeded": (504, 3),
     "invalid-response": (502, 1),
     "permission-denied": (403, 1),
     "cancelled": (499, 130),
@@ -2071,22 +2072,63 @@ EXIT_STATUSES = {
     2: "a wrong flag, email, code or mailbox: mend what `message` names",
     3: "may work later (network, backend, too many tries, no mail yet): wait, then retry",
     4: "no valid key: sign in",
-    130: "interrupted or declined",
+    130: "interrupted, or declined at a prompt",
+    143: "ended by SIGTERM",
 }
 ENVIRONMENT = {
     "SCRIPTO_API_KEY": "the key to use, without a profile",
     "SCRIPTO_API_BASE_URL": "the backend to use",
-    "SCRIPTO_PROFILE": "the profile to use instead of the active one",
+    "SCRIPTO_PROFILE": "the profile to use instead of the active one; a sign-in makes it",
     "SCRIPTO_CODE_FROM": "the SOURCE of `auth login`",
-    "SCRIPTO_MAIL_PASSWORD": "for IMAP (else ~/.netrc)",
+    "SCRIPTO_MAIL_PASSWORD": "for IMAP",
     "SCRIPTO_MAIL_TOKEN": "an OAuth access token instead",
     "SCRIPTO_TIMEOUT": "seconds for one request (30)",
     "SCRIPTO_ALLOW_HTTP": "1: plain http beyond loopback, too",
     "SCRIPTO_SMTP_PASSWORD": "for serve --mail smtp://user@host",
+    "XDG_CONFIG_HOME": "the folder of scripto/config.json, the profiles (~/.config)",
+    "XDG_DATA_HOME": "the folder of scripto/scripto.db, for serve (~/.local/share)",
+    "HOME": "the home folder; on Windows USERPROFILE",
+    "HTTP_PROXY": "a proxy, http://host:port, for a backend on plain http; none for loopback",
+    "HTTPS_PROXY": "a proxy for a backend on https",
+    "NO_PROXY": "hosts to reach without a proxy",
+    "SSL_CERT_FILE": "certificates to trust instead of the system's",
+    "SSL_CERT_DIR": "a folder of such",
+    "NO_COLOR": "set: no colours",
+    "TERM": "dumb: no colours",
+    "TMPDIR": "where demo and serve -- COMMAND keep what they throw away",
+}
+SIGNED_IN = ("{profile, active, email, userId, keyId, expiresAt?, baseUrl, apiKey (masked),"
+             " formerKeyId?}")
+DATA = {  # what --json holds of each command as `data`; ? marks what may be absent
+    "auth login": SIGNED_IN,
+    "auth login-request": "{ok, email, nextAction}",
+    "auth login-complete": SIGNED_IN,
+    "auth token": "{apiKey}",
+    "whoami": "{user: {id, email, name}, profile, baseUrl, keySource, expiresAt}",
+    "use": "{activeProfile, profiles: [{name, active, email, baseUrl}]}",
+    "logout": "{removed, revoked, activeProfile}",
+    "keys list": "{keys: [{id, name, start, createdAt, lastUsedAt, expiresAt, current}]}",
+    "keys revoke": "{id, revoked}; with --others {ids, revoked}",
+    "config set": SIGNED_IN,
+    "config show": "{path, key?: {apiKey (masked), source, profile}, baseUrl?: {url, source},"
+                   " expiresAt?, problem?: {code, message, nextAction}}",
+    "config clear": "{removed: [name], activeProfile}",
+    "serve": "{url, publicUrl}",
+    "completion": "{script}",
+    "api": "the body of the reply; with -i {status, headers, body}",
+    "run": "none: the output is that command's",
+    "users": "{users: [{email, id, createdAt, lastUsedAt, keys}]}",
+    "users list": "{users: [{email, id, createdAt, lastUsedAt, keys}]}",
+    "users remove": "{removed}",
+    "backup": "{file}",
+    "demo": "{ok, steps: [{command, output}]}",
+    "guide": "{schemaVersion, version, baseUrl, commands, everyCommandTakes, options, errors,"
+             " exitStatuses, environment}",
+    "doctor": "{checks: [{name, status, message, nextAction}]} (beside an error, too)",
 }
 GUIDE = """# Scripto: sign this machine in, with no browser
 
-You need Python 3.6 or newer and an email whose mail you can read; signing in signs up a new one.
+You need Python 3.6 or newer and an email whose mail you can read. Signing in signs up a new one.
 The backend is THIS_URL.
 
 ## Get it
@@ -2104,65 +2146,105 @@ python3 -c 'import os, urllib.request as u; os.chmod(u.urlretrieve("THIS_URL/scr
 ```
 
 In a new shell set PATH so again, or say `python3 ~/.local/bin/scripto` for `scripto`. Flags stand
-behind the command; `--api-url URL` (or SCRIPTO_API_BASE_URL) is for another backend than this.
+behind the command. Every command takes `--json` and `--help`.
 
 ## Sign in
 
-In one step, where a mailbox can be read (or SCRIPTO_CODE_FROM is set, without --code-from):
+In one step, where a mailbox can be read:
 
 ```sh
 scripto auth login --email you@example.com --code-from SOURCE --json
 ```
 
+```json
+{"success": true, "data": {"profile": "you", "active": true, "email": "you@example.com", \
+"userId": "user_9d87", "keyId": "key_9aa1", "baseUrl": "THIS_URL", "apiKey": "MASKED_KEY"}}
+```
+
 SOURCE is `maildir:DIR`, `mbox:FILE`, `imaps://USER@HOST/INBOX` (password in SCRIPTO_MAIL_PASSWORD),
-`cmd:COMMAND` (prints the code or the mail's text) or `-` (standard input). It waits 90 seconds
-(--timeout). In two steps, where somebody tells you the code:
+`cmd:COMMAND` (prints the code or the mail's text) or `-` (standard input). SCRIPTO_CODE_FROM may
+hold it instead. It waits 90 seconds (--timeout). In two steps, where somebody tells you the code:
 
 ```sh
 scripto auth login-request --email you@example.com --json
 scripto auth login-complete --email you@example.com --code 123456 --json
 ```
 
-A code works once, within 10 minutes, with 3 tries: after a wrong one the mailed code is still good,
-so compare the digits and repeat login-complete before you do what that error says. Never ask for
-new codes in a loop: an email gets 5 in 15 minutes.
+`--name TEXT` names the key, for lists. After Ctrl-C, SIGTERM (exit status 143) or a time-out of the
+first form the code is still good: `nextAction` is the login-complete line to go on with.
 
 ## Read the answer
 
-With --json standard output is exactly one line:
+With --json standard output is exactly one line, `{"success": true, "data": ...}` or:
 
 ```json
-{"success": true, "data": {"profile": "you", "active": true, "email": "you@example.com", \
-"baseUrl": "THIS_URL", "apiKey": "scripto_********"}}
 {"success": false, "error": {"code": "unauthenticated", "message": "There is no API key.", \
 "nextAction": "sign in with: scripto auth login-request --email <your-email>"}}
 ```
 
-On an error do what nextAction says, or show it to your user word for word. Exit statuses:
+`error.httpStatus` is there where a backend answered, `error.retryAfter` (seconds) where it said so.
+Do what nextAction says, or show it to your user word for word. Two of them come too early to obey:
+
+- Wrong code (`invalid-argument`, httpStatus 400): the message says how many tries are left. Compare
+  the digits with the mail and repeat login-complete. Ask for a new code when no try is left, and
+  never in a loop: an email gets 5 in 15 minutes. A code works once, within 10 minutes.
+- Malformed code (`invalid-argument`, no httpStatus): nothing was sent. Repeat it with six digits.
+
+Exit statuses:
 
 EXIT_STATUSES
 ## Use the key
 
-It is in ~/.config/scripto/config.json. Never print it, log it, or send it to any host but THIS_URL.
+It is in ~/.config/scripto/config.json (in $XDG_CONFIG_HOME/scripto, if that is set). Never print it
+or log it. It goes to the backend that made it only: with another `--api-url` a command is refused
+(exit status 1) before anything is sent.
 
 ```sh
-scripto whoami --json       # whose key it is
-scripto api /api/keys       # one request with it; prints the reply
-scripto run -- COMMAND      # which gets SCRIPTO_API_KEY and SCRIPTO_API_BASE_URL
-scripto auth token | sed 's/^/Authorization: Bearer /' | curl -fsS -H @- THIS_URL/api/keys
+scripto whoami --json
 ```
 
-SCRIPTO_API_KEY, if set, wins over it. Routes, with `Authorization: Bearer`: `GET /api/auth/me`
-(who), `GET /api/keys` (lists), `DELETE /api/keys/<id>` (revokes; so does `scripto keys revoke ID`).
+```json
+{"success": true, "data": {"user": {"id": "user_9d87", "email": "you@example.com", "name": ""}, \
+"profile": "you", "baseUrl": "THIS_URL", "keySource": "profile", "expiresAt": null}}
+```
+
+```sh
+scripto api api/keys
+```
+
+```json
+{"success": true, "data": {"keys": [{"id": "key_9aa1", "name": "scripto-cli on host", \
+"start": "_kD1Ka", "createdAt": "2026-11-24T03:00:00Z", "lastUsedAt": "2026-11-24T03:00:00Z", \
+"expiresAt": null}]}}
+```
+
+`scripto api` prints the reply as it came. It takes `-d JSON` for a POST, `-X METHOD`, and `-i` for
+status and headers (with --json: `{status, headers, body}`). An error's body goes to standard error.
+
+```sh
+scripto api some/path -d '{"a": 1}' -i --json
+```
+
+Another program gets the key so. `run` ends with the exit status of that program:
+
+```sh
+scripto run -- COMMAND   # which finds SCRIPTO_API_KEY and SCRIPTO_API_BASE_URL
+key=$(scripto auth token) && printf 'Authorization: Bearer %s' "$key" |
+    curl -fsS -H @- THIS_URL/api/keys
+```
+
+SCRIPTO_API_KEY, if set, wins over a profile, unless --profile names one. `scripto keys revoke ID`
+ends a key; for the one in use it needs `--yes`, as all that asks does where there is no terminal.
 
 ## Several identities
 
-Each sign-in makes a profile, named after the email or by --profile-name NAME, and activates it.
-`scripto use` lists them, `scripto use NAME` switches; `--profile NAME` or SCRIPTO_PROFILE=NAME is
-for one command, or for agents side by side. `scripto logout [NAME]` forgets a key (the active
-one's), and revokes it only with --revoke.
+Each sign-in makes a profile, named after the email or by `--profile-name NAME`, and activates it.
+`scripto use` lists them, `scripto use NAME` switches. `--profile NAME` or SCRIPTO_PROFILE=NAME is
+for one command, or for agents side by side. `scripto logout [NAME]` forgets a key, and revokes it
+only with --revoke; no other profile becomes active by that.
 
-More: `scripto doctor` (what is wrong here), `scripto guide --json` (every command and flag).
+More: `scripto doctor` (what is wrong here), `scripto guide --json` (every command, flag, variable
+and answer), `scripto completion bash|zsh|fish`.
 """
 SKILL = """---
 name: scripto
@@ -2177,21 +2259,23 @@ metadata:
 
 def guide_text(url, text=GUIDE):
     statuses = "".join(f"- {status}: {what}\n" for status, what in EXIT_STATUSES.items())
-    text = text.replace("EXIT_STATUSES\n", statuses + "\n").replace("VERSION", __version__)
-    return text.replace("THIS_URL", url)
+    for name, value in (("EXIT_STATUSES\n", statuses + "\n"), ("MASKED_KEY", MASKED_KEY),
+                        ("VERSION", __version__), ("THIS_URL", url)):
+        text = text.replace(name, value)
+    return text
 
 
 def cmd_guide(ctx, args):
-    """The JSON is made of the tables that the program runs by; a default stands in parentheses in
-    what an option is for."""
+    """The JSON is made of the tables that the program runs by. What an option is for holds its
+    default in parentheses."""
     url = given_url(ctx, args)[0] or default_url(ctx)
     data = {"schemaVersion": 1, "version": __version__, "baseUrl": url, "commands": [
         {"name": name, "purpose": command.purpose, "changes": command.changes,
          "takes": [word for word, _ in arguments_of(command)],
          "required": [word for word, needed in arguments_of(command) if needed],
-         "example": f"scripto {name} {command.example}".strip()}
+         "data": DATA[name], "example": f"scripto {name} {command.example}".strip()}
         for name, command in ctx.commands.items()
-    ], "options": [
+    ], "everyCommandTakes": ["--json", "--help"], "options": [
         {"name": name, "takes": takes, "purpose": purpose,
          "default": (re.findall(r"\(([0-9.]+)\)", purpose) + [None])[0]}
         for name, (takes, purpose) in ctx.options.items()
@@ -3752,7 +3836,8 @@ def examine_key(ctx, args, found):
         return "skipped", "there is none", None
     if found["backend"]:
         raise found["backend"]
-    return "ok", "accepted", None
+    warning = expiry_warning(found["access"])
+    return ("warning", *warning) if warning else ("ok", "accepted", None)
 
 
 def examine_skill(ctx, args, found):
@@ -3962,6 +4047,7 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--": ("COMMAND", "a command, with words of its own"),
     "--json": (None, "answer in JSON"),
     "--help": (None, "show this and do nothing"),
+    "--version": (None, "show the version, without a command"),
 }
 BACKEND = " --api-url --profile"
 SIGN_IN, KEY = " --name --profile-name --expires-in" + BACKEND, "--api-key" + BACKEND

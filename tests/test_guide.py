@@ -55,9 +55,9 @@ def test_nothing_near_is_nothing_suggested(newest):
 
 def test_it_is_short(scripto):
     text = scripto.run("guide").out
-    assert 2000 < len(text.encode()) < 6000
+    assert 2000 < len(text.encode()) < 7000
     assert text.startswith("# Scripto") and "https://scripto.codika.io/scripto.py" in text
-    assert "THIS_URL" not in text and "EXIT_STATUSES" not in text
+    assert not re.search("THIS_URL|EXIT_STATUSES|MASKED_KEY|VERSION", text)
 
 
 def test_llms_txt_is_the_same_with_that_backends_url(newest, backend):
@@ -67,8 +67,9 @@ def test_llms_txt_is_the_same_with_that_backends_url(newest, backend):
 
 
 @pytest.mark.parametrize("words", [
-    "auth token", "curl -fsS -H @-", "SCRIPTO_API_KEY", "SCRIPTO_API_BASE_URL", "scripto run", "scripto api", "/api/keys",
-    "DELETE /api/keys/<id>", "scripto use", "SCRIPTO_PROFILE", "logout", "--revoke", "Never",
+    "auth token", "curl -fsS -H @-", "--yes", "--name", "XDG_CONFIG_HOME", "SIGTERM",
+    "completion", "-d '{", "--api-url", "httpStatus", "retryAfter", "--help", "SCRIPTO_API_KEY", "SCRIPTO_API_BASE_URL", "scripto run", "scripto api", "/api/keys",
+    "keys revoke", "scripto use", "SCRIPTO_PROFILE", "logout", "--revoke", "Never",
     "login-request", "login-complete", "--code-from", "maildir:", "mbox:", "imaps://", "cmd:",
     "python3 -c", "chmod +x", "nextAction", '{"success": true', '{"success": false',
     "~/.config/scripto/config.json",
@@ -79,20 +80,32 @@ def test_what_an_agent_looks_for_is_there(words, newest):
 
 def test_every_exit_status_stands_there(newest):
     data = newest.run("guide", "--json").data
-    statuses = {each["exitStatus"] for each in data["errors"]} | {0}
+    statuses = {each["exitStatus"] for each in data["errors"]} | {0, 143}
     text = newest.run("guide").out
     assert {int(status) for status in data["exitStatuses"]} == statuses
     assert all("\n- %d: %s\n" % (status, data["exitStatuses"][str(status)]) in text
                for status in statuses)
 
 
-def test_its_examples_are_what_the_program_says(newest):
-    """The envelopes that it shows have the members that there really are."""
-    success, failure = map(json.loads, re.findall(r"(?m)^\{.*\}$", newest.run("guide").out))
-    shown = newest.run("config", "set", "--api-key", "scripto_" + "k" * 43, "--json").data
-    assert set(shown) - {"profile"} <= set(success["data"]) | {"userId", "keyId"}
-    newest.run("config", "clear", "--all", "--yes")
-    assert newest.run("whoami", "--json").envelope == failure
+def shape(value):
+    """The members of an object, down to the last; the values do not matter."""
+    if isinstance(value, list):
+        return [shape(each) for each in value]
+    return {name: shape(each) for name, each in value.items()} if isinstance(value, dict) else 0
+
+
+def test_its_examples_are_what_the_program_says(newest, backend):
+    """Each stands under its command; what it shows has the members that there really are."""
+    text = newest.run("guide").out
+    login, refused, whoami, keys = map(json.loads, re.findall(r"(?m)^\{.*\}$", text))
+    assert newest.run("whoami", "--json").envelope == refused
+    signed_in = newest.sign_in(backend)
+    assert shape(login["data"]) == shape(signed_in) and login["data"]["apiKey"] in text
+    for command, shown in (("whoami --json", whoami), ("api api/keys", keys)):
+        said = json.loads(newest.run(*command.split()).out)
+        assert shape(said) == shape(shown)
+        block = re.search(r"\n```sh\nscripto %s\n```\n\n```json\n(.*)\n```" % command, text)
+        assert json.loads(block.group(1)) == shown
 
 
 # ---- As JSON ----
@@ -126,6 +139,7 @@ def test_every_flag_of_every_command_is_the_parsers(described, newest):
 
 def test_what_a_command_needs_is_what_its_parser_asks_for(described, newest):
     needed = {each["name"]: each["required"] for each in described["commands"]}
+    assert described["everyCommandTakes"] == ["--json", "--help"]
     assert needed["auth login-complete"] == ["--email", "--code"] and needed["use"] == []
     assert needed["run"] == ["--"] and needed["serve"] == []
     for name, words in needed.items():
@@ -145,7 +159,31 @@ def test_every_variable_that_the_program_reads_is_named(described):
     elsewhere = re.sub(r"(?ms)^ENVIRONMENT = \{.*?^\}", "", program)
     named = set(re.findall(r'"(SCRIPTO_[A-Z_]+)"', elsewhere))
     assert named <= set(described["environment"])
-    assert all(each in elsewhere for each in described["environment"])
+    assert all(each in elsewhere for each in described["environment"] if "SCRIPTO_" in each)
+    assert {"XDG_CONFIG_HOME", "XDG_DATA_HOME", "NO_COLOR"} <= set(described["environment"])
+
+
+@pytest.mark.slow
+def test_the_data_of_a_command_are_as_it_says(described, newest, backend, tmp_path):
+    """By the names of the outermost members; ? marks one that may be absent."""
+    shapes = {each["name"]: each["data"] for each in described["commands"]}
+    newest.sign_in(backend)
+    db, copy = ["--db", str(backend.db)], str(tmp_path / "copy.db")
+    calls = [["auth", "token"], ["whoami"], ["use"], ["keys", "list"], ["config", "show"],
+             ["completion", "bash"], ["users", *db], ["users", "list", *db], ["guide"], ["doctor"],
+             ["demo"], ["keys", "revoke", "--others", "--yes"], ["backup", copy, *db],
+             ["users", "remove", "you@example.com", "--yes", *db], ["logout"],
+             ["config", "clear", "--all", "--yes"],
+             ["auth", "login-request", "--email", EMAIL, "--api-url", backend.url],
+             ["config", "set", "--api-key", "scripto_" + "k" * 43]]  # fmt: skip
+    for words in calls:
+        shown = next(shapes[name] for name in (" ".join(words[:2]), words[0]) if name in shapes)
+        for inner in (r"\[.*?\]", r"(?<=.)\{.*?\}", r"\(.*?\)"):
+            shown = re.sub(inner, "", shown)
+        named = set(re.findall(r"\w+\??", shown.partition(";")[2 * ("ids" in shown)]))
+        data = newest.run(*words, "--json").data
+        assert {each for each in named if each[-1] != "?"} <= set(data) | {"with"}, words
+        assert set(data) <= {each.rstrip("?") for each in named}, words
 
 
 def test_every_code_is_there(described):
@@ -216,18 +254,20 @@ def newcomer(request, backend, tmp_path, edge):
 @pytest.mark.slow
 def test_the_commands_of_the_guide_as_they_stand(newcomer, backend):
     """Hands-free, then all that is said about the key; only what it leaves open is filled in."""
-    _, _, one_step, two_steps, use = shell_blocks(newcomer.text)
+    _, _, one_step, two_steps, whoami, keys, post, use = shell_blocks(newcomer.text)
     answer = json.loads(newcomer.sh(one_step.replace("SOURCE", "maildir:%s" % backend.maildir)))
     assert answer["success"] and answer["data"]["baseUrl"] == backend.url
     key = json.loads((newcomer.home / ".config/scripto/config.json").read_text())
     key = key["profiles"]["you"]["apiKey"]
-    for line in use.splitlines():
-        command = line.partition(" # ")[0].strip()
-        if re.match("scripto (api|run) ", command):
-            continue  # tried where these commands are
+    assert json.loads(newcomer.sh(whoami))["data"]["user"]["email"] == EMAIL
+    run, by_curl = use.split("\n", 1)
+    for command in (keys, by_curl):
         out = newcomer.sh(command)
-        assert EMAIL in out or '"keys"' in out
-        assert key not in out
+        assert json.loads(out)["data"]["keys"] and key not in out
+    assert json.loads(newcomer.sh(post, status=1))["data"]["status"] == 404
+    assert newcomer.sh(run.replace("COMMAND", "env")).count(key) == 1
+    newcomer.sh(run.replace("COMMAND", "sh -c 'exit 7'"), status=7)
+    newcomer.sh(by_curl.replace("auth token", "auth token --profile nobody"), status=1)
     request, complete = two_steps.splitlines()
     newcomer.sh(request.replace(EMAIL, "second@example.com"))
     code = backend.code_for("second@example.com")
