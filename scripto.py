@@ -410,11 +410,12 @@ def misfit(text, what, hint):
 
 def is_email(text):
     """The contract's rule, less what makes mail read one address as another (RFC 5322: comments,
-    groups, quotes; RFC 2047: encoded words): whose code would it be?"""
+    groups, quotes; RFC 2047: encoded words; `you%there@here` and `there!you@here`, which Postfix
+    sends on to `there`): whose code would it be?"""
     if len(text) > EMAIL_LENGTH or not text.isprintable():
         return False
     local, _, domain = text.partition("@")
-    plain = not re.search(r'[\ufffd <>()\[\],;:\\"]|=\?.*\?=', text)
+    plain = not re.search(r'[\ufffd <>()\[\],;:\\"%!]|=\?.*\?=', text)
     return bool(local) and all(domain.split(".")) and "@" not in domain and plain
 
 

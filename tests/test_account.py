@@ -184,7 +184,7 @@ def test_a_code_can_come_on_standard_input(newest, backend):
     assert newest.run(*words, input=pasted).out == COMPLETED
 
 
-@pytest.mark.parametrize("email", ["o'brien@example.com", "a!#$%&*+/=?^_`{|}~-z@example.com"])
+@pytest.mark.parametrize("email", ["o'brien@example.com", "a#$&*+/=?^_`{|}~-z@example.com"])
 def test_any_email_that_the_contract_allows_signs_in(newest, backend, email):
     assert newest.sign_in(backend, email)["email"] == email
 

@@ -1087,7 +1087,7 @@ def test_the_first_mails_may_come_all_at_once(start_backend):
 
 
 ODD_EMAILS = [
-    "o'hara+a/b=c@example.com", "x'or'1'='1@example.com", "%0d%0a@example.com", "a@b",
+    "o'hara+a/b=c@example.com", "x'or'1'='1@example.com", "a@b",
     "{a}@example.com", "a..b@example.com", ".a.@example..com", "a@[127.0.0.1]", "a@[", "?|_-@[",
     "=?utf-8?q?you?=@example.com", "ü@example.com", "you@bücher.example", "中@例え.jp",
     "\U0001f600@example.com", "y" * 240 + "@example.com",

@@ -189,6 +189,8 @@ BAD_EMAILS = {
     "white space": {"email": "you there@example.com"},
     "a header of its own": {"email": "you@example.com\r\nBcc: me@example.com"},
     "a null byte": {"email": "you\0@example.com"},
+    "a percent sign": {"email": "you%there.example@example.com"},
+    "an exclamation mark": {"email": "there.example!you@example.com"},
     "255 characters": {"email": "y" * (254 - len("@example.com") + 1) + "@example.com"},
 }
 

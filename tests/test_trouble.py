@@ -14,6 +14,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -320,6 +321,86 @@ def test_what_fails_to_be_mailed_leaves_the_codes_before_it(start_backend, mail_
         del server.answers["."]
         code = codes_in(server.arrived[before:])[number]
         assert enter(backend, code, address).status == 200
+
+
+POSTFIX = """
+compatibility_level = 3.6
+queue_directory = {folder}/queue
+data_directory = {folder}/data
+maillog_file = {folder}/log
+maillog_file_prefixes = /
+mydestination = example.com
+mynetworks = 127.0.0.0/8
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+local_recipient_maps =
+alias_maps =
+defer_transports = smtp, local
+"""
+SERVICES = """
+127.0.0.1:{port} inet n - n - - smtpd
+postlog unix-dgram n - n - 1 postlogd
+cleanup unix n - n - 0 cleanup
+anvil unix - - n - 1 anvil
+qmgr unix n - n 300 1 qmgr
+showq unix n - n - - showq
+""" + "".join("%s unix - - n - 0 %s\n" % pair for pair in (
+    ("rewrite", "trivial-rewrite"), ("bounce", "bounce"), ("defer", "bounce"), ("trace", "bounce"),
+    ("proxymap", "proxymap"), ("smtp", "smtp"), ("error", "error"), ("retry", "error"),
+    ("local", "local")))  # fmt: skip
+
+
+class Postfix:
+    """A real one, as it comes but for its places: all mail stays in its queue."""
+
+    def __init__(self, folder):
+        for name in ("conf", "queue", "data"):
+            (folder / name).mkdir()
+        folder.chmod(0o755)  # its daemons run as a user of their own
+        shutil.chown(str(folder / "data"), "postfix")
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.port = listener.getsockname()[1]
+        for name, text in (("main.cf", POSTFIX), ("master.cf", SERVICES)):
+            (folder / "conf" / name).write_text(text.format(folder=folder, port=self.port))
+        self.config = str(folder / "conf")
+        subprocess.run(["postfix", "-c", self.config, "start"], check=True)
+        wait_until(lambda: can_connect(self.port), what="Postfix")
+
+    def recipients(self):
+        """Of all mails in its queue."""
+        command = ["postqueue", "-c", self.config, "-j"]
+        out = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode()
+        mails = map(json.loads, out.splitlines())
+        return {each["address"] for mail in mails for each in mail["recipients"]}
+
+    def close(self):
+        subprocess.run(["postfix", "-c", self.config, "stop"], check=True)
+
+
+@pytest.fixture
+def postfix():
+    if os.geteuid() or not shutil.which("postfix") or not shutil.which("postqueue"):
+        pytest.skip("no Postfix, or no root to start it")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        server = Postfix(pathlib.Path(folder))
+        stack.callback(server.close)
+        yield server
+
+
+@pytest.mark.slow
+def test_no_email_leads_a_real_postfix_to_another_domain(start_backend, postfix):
+    """It sends `you%there@here` and `there!you@here` on to `there`."""
+    import smtplib
+
+    tricks = "attacker%evil.example@example.com", "evil.example!attacker@example.com"
+    backend = start_backend("--allow", "@example.com", mail="smtp://127.0.0.1:%d" % postfix.port)
+    assert [ask(backend, trick).error for trick in tricks] == [WRONG, WRONG]
+    assert ask(backend).status == 200
+    wait_until(postfix.recipients, what="the mail")
+    assert postfix.recipients() == {YOU}
+    with smtplib.SMTP("127.0.0.1", postfix.port) as smtp:  # so that this is seen to find it
+        smtp.sendmail(YOU, tricks, "Subject: x\r\n\r\n")
+    wait_until(lambda: "attacker@evil.example" in postfix.recipients(), what="the other")
 
 
 # ---- The database -------------------------------------------------------------
