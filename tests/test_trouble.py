@@ -222,6 +222,29 @@ def test_where_descriptors_are_few_the_idle_leave_some_for_mail(start_backend):
     assert {reply.status for reply in replies} == {200}
 
 
+def few_threads(backend, most):
+    """From now on it has memory for the stacks of so many more."""
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("no prlimit to make memory scarce with")
+    with open("/proc/%d/status" % backend.process.pid) as file:
+        size = int(re.search(r"VmSize:\s+(\d+) kB", file.read()).group(1)) << 10
+    stack = resource.prlimit(backend.process.pid, resource.RLIMIT_STACK)[0]
+    limit = size + (most + 1) * stack
+    resource.prlimit(backend.process.pid, resource.RLIMIT_AS, (limit, limit))
+
+
+@pytest.mark.slow
+def test_where_threads_are_few_the_idle_make_room(start_backend):
+    backend = start_backend(env={"MALLOC_ARENA_MAX": "1"})  # else each thread takes more memory
+    few_threads(backend, 20)
+    with contextlib.ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(from_address(backend, "127.0.0.2"))
+        assert all(get(backend, "/healthz").status == 200 for _ in range(67))
+        tasks = os.listdir("/proc/%d/task" % backend.process.pid)
+        assert 15 < len(tasks) < 30  # or they were not so few
+
+
 # ---- Mail ---------------------------------------------------------------------
 
 
