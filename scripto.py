@@ -89,7 +89,7 @@ NEXT_RETRY = "retry shortly"
 NEXT_SIGN_IN = "sign in with: scripto auth login-request --email <your-email>"
 NEXT_BACKEND = "check that this is a Scripto backend, or pass another with --api-url"
 NEXT_PROFILES = "see the profiles with: scripto use"
-NEXT_DOCTOR = "see what is wrong with: scripto doctor"
+NEXT_DOCTOR = "see what is wrong with: "
 NEXT_GUIDE = "see GET /llms.txt"
 
 
@@ -557,7 +557,7 @@ def check_path(text):
     """Its first slash may be left out: Git Bash makes something else of words that begin so."""
     path = "/" + text[text[:1] == "/" :]
     if not re.match(r"/(?!/|[^/?]*:)[!\"$-\[\]-~]*\Z", path):
-        raise misfit(text, "a path at the backend", "pass one like: scripto api api/keys")
+        raise misfit(text, "a path at the backend", "pass one like api/keys")
     return path
 
 
@@ -1172,8 +1172,10 @@ def retry_after(headers):
     return int(text) if re.match(r"[0-9]{1,9}\Z", text) else None
 
 
-def backend_error(status, headers, value, hint, key_source=None):
-    """The backend's error word for word; what it leaves out follows from the status."""
+def backend_error(ctx, target, reply, hint=None):
+    """The backend's error word for word; what it leaves out follows from the status. reply: status,
+    headers, and the body's object."""
+    status, headers, value = reply
     by_status = {401: "unauthenticated", 403: "permission-denied", 404: "not-found",
                  429: "resource-exhausted"}
     other = "invalid-response" if status < 400 else "invalid-argument"  # redirects, for one
@@ -1182,12 +1184,12 @@ def backend_error(status, headers, value, hint, key_source=None):
     code = masked(text_of(said, "code")) or code
     refusal = "The backend refused the key." if code == "unauthenticated" else ""
     message = text_of(said, "message") or refusal or f"The backend answered HTTP {status}."
-    usual = {"unauthenticated": next_for_key(key_source), "internal": NEXT_RETRY,
+    usual = {"unauthenticated": next_for_key(target.key_source), "internal": NEXT_RETRY,
              "resource-exhausted": NEXT_RETRY, "invalid-argument": hint,
              "invalid-response": NEXT_BACKEND}
     next_action = masked(text_of(said, "nextAction"))
     if not next_action or (code, next_action) == ("unauthenticated", NEXT_SIGN_IN):
-        next_action = usual.get(code) or next_action or NEXT_DOCTOR
+        next_action = usual.get(code) or next_action or NEXT_DOCTOR + ctx.then("doctor")
     error = ScriptoError(code, message, next_action, status)
     error.answered, error.retry_after = status, retry_after(headers)
     return error
@@ -1204,7 +1206,7 @@ def call(ctx, target, method, path, part, body=None, hint=None):
     if value is None and status < 500 and status not in (401, 429):  # a redirect, for one
         raise bad_reply(url, f"answered HTTP {status}, and not in the contract's JSON", status)
     if status >= 300 or value.get("success", True) is not True:
-        raise backend_error(status, headers, value or {}, hint, target.key_source)
+        raise backend_error(ctx, target, (status, headers, value or {}), hint)
     if not isinstance(value.get(part), dict):
         raise bad_reply(url, f"did not answer with '{part}' in JSON", status)
     return value[part]
@@ -1659,7 +1661,8 @@ def buy_key(ctx, args, target, code, ticket):
 
 def sign_in(ctx, args, target, file, code, ticket=None):
     """Buys a key with the code and stores it; returns (data, lines) as a command does."""
-    used_up = "if the code is used up by now, " + NEXT_CODE
+    again = ctx.then("auth login-request")
+    used_up = f"if the code is used up by now, request a new one with: {again}"
     try:
         identity = buy_key(ctx, args, target, code, ticket)
         kept = keep_key(ctx, args, file, identity, target.base_url)
@@ -2009,7 +2012,7 @@ def request_of(args):
     return method.upper(), path, headers, body
 
 
-def refusal_of(target, path, reply):
+def refusal_of(ctx, target, path, reply):
     """The error that a reply is, None for a success."""
     status, _, headers, body = reply
     if status < 300:
@@ -2017,7 +2020,7 @@ def refusal_of(target, path, reply):
     if status < 400:
         problem = f"answered HTTP {status}, which is not followed"
         return bad_reply(target.base_url + path, problem, status)
-    return backend_error(status, headers, parse_json(body) or {}, None, target.key_source)
+    return backend_error(ctx, target, (status, headers, parse_json(body) or {}))
 
 
 def reply_in_json(reply, with_head):
@@ -2051,7 +2054,7 @@ def cmd_api(ctx, args):
     """The answer is the reply as it came. That of an error goes to standard error."""
     target, request = resolve(ctx, args), request_of(args)
     reply = send(ctx, target, request, API_BYTES)
-    body, error = reply[-1], refusal_of(target, request[1], reply)
+    body, error = reply[-1], refusal_of(ctx, target, request[1], reply)
     if ctx.as_json:
         if not error and body and parse_json(body) is None and not args.i:
             raise bad_reply(target.base_url + request[1], "did not answer in JSON", reply[0])
@@ -3720,7 +3723,7 @@ def demo_steps(folder, program, env):
         output = process.stdout.decode("utf-8", "replace")
         if process.returncode:
             text = f"The demo failed at 'scripto {words}': " + " ".join(output.split())
-            raise ScriptoError("internal", text, NEXT_DOCTOR)
+            raise ScriptoError("internal", text, NEXT_DOCTOR + "scripto doctor")
         return {"command": "$ scripto " + words, "output": output}
 
     yield step("auth login-request --email you@example.com")
@@ -4201,7 +4204,7 @@ def find_command(words):
     raise unknown("command", typed, known, hint)
 
 
-def parse(name, words, behind):
+def parse(ctx, name, words, behind):
     """The arguments by name. None of what stands `behind`, `--` and all, is looked at."""
     parser = parser_for(name)
     takes = dict(arguments_of(COMMANDS[name]))
@@ -4209,8 +4212,10 @@ def parse(name, words, behind):
         args, extra = parser.parse_known_args(words)
     except IndexError:  # what Python up to 3.11 makes of `-i=`
         parser.error("a switch takes no value")
+    ctx.command, ctx.args = name, args
     if extra and getattr(args, "code", None) and extra[0].isdigit():
-        raise invalid("The code is in two words.", "put quotes around it: --code '123 456'")
+        hint = "put it in quotes: " + ctx.then(SECOND_STEP[0], "--code '<6-digit-code>'")
+        raise invalid("The code is in two words.", hint)
     if extra:
         known = {word: word for word in (*takes, "--json", "--help") if re.match("--.", word)}
         raise unknown("argument", extra[0], known, f"see: {parser.prog} --help")
@@ -4247,8 +4252,7 @@ def run(ctx, words):
     if asked != words or words[:1] in ([], ["help"]) or words[0] in GROUPS and not words[1:]:
         return help_for(asked[asked[:1] == ["help"] :])
     name, rest = find_command(words)
-    ctx.args = args = parse(name, rest, behind)
-    ctx.command = name
+    args = parse(ctx, name, rest, behind)
     if behind:
         import shutil  # lazy
 

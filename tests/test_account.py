@@ -1129,4 +1129,4 @@ def test_a_code_in_two_words_is_to_be_quoted(newest, raw_server):
     server = raw_server(minted(EMAIL))
     words = ["auth", "login-complete", "--email", EMAIL, "--code", "123", "456"]
     error = refused(newest.run(*words, "--api-url", server.url, "--json"))
-    assert "'123 456'" in error["nextAction"] and server.requests == []
+    assert "--code '<6-digit-code>'" in error["nextAction"] and server.requests == []
