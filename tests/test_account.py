@@ -1123,10 +1123,3 @@ def test_a_malformed_code_repeats_the_command_with_its_flags(newest, raw_server)
     line = hint.partition("scripto ")[2].replace("<6-digit-code>", "123456")
     assert newest.run(*shlex.split(line)).status == 0
     assert sent_to(server)[2] == {"email": EMAIL, "otp": "123456", "name": "my laptop"}
-
-
-def test_a_code_in_two_words_is_to_be_quoted(newest, raw_server):
-    server = raw_server(minted(EMAIL))
-    words = ["auth", "login-complete", "--email", EMAIL, "--code", "123", "456"]
-    error = refused(newest.run(*words, "--api-url", server.url, "--json"))
-    assert "--code '<6-digit-code>'" in error["nextAction"] and server.requests == []
