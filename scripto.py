@@ -2948,7 +2948,9 @@ def check_address(text, flag):
     """In a rule the name may be missing; a `*` would match nobody."""
     name = "x" if flag == "--allow" and text[:1] == "@" else ""
     if not is_email(name + text) or (flag == "--allow" and "*" in text):
-        raise invalid(f"'{text[:80]}' is no address.", f"pass another {flag}")
+        domain = flag == "--allow" and is_email("x@" + text) and "*" not in text
+        hint = f"pass --allow @{text}" if domain else f"pass another {flag}"
+        raise invalid(f"'{text[:80]}' is no address.", hint)
     return text
 
 
@@ -3196,11 +3198,14 @@ def server_tls(args):
         return None
     import ssl  # lazy
 
+    if not args.tls_cert or not args.tls_key:
+        flag = "--tls-key" if args.tls_cert else "--tls-cert"
+        raise invalid(f"The {flag[2:]} is missing.", f"pass {flag} <your-file>, too")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(args.tls_cert or "", args.tls_key or "")
+        context.load_cert_chain(args.tls_cert, args.tls_key)
     except (OSError, ValueError) as error:
-        hint = "pass both --tls-cert and --tls-key: PEM files that belong together"
+        hint = "pass --tls-cert and --tls-key: PEM files that belong together"
         raise invalid(f"The certificate cannot be used: {error}.", hint) from error
     return context
 

@@ -304,7 +304,7 @@ def test_keys_of_who_is_no_longer_allowed_are_dead_while_that_lasts(start_backen
 
 
 BAD_FLAGS = {
-    "a rule that is only a name": ["--allow", "example.com"],
+    "a rule that is only a name": ["--allow", "door"],
     "a rule of nothing": ["--allow", "@"],
     "a rule with a pattern": ["--allow", "@*.example.com"],
     "a sender that is none": ["--mail-from", "the door"],
@@ -318,6 +318,39 @@ def test_bad_flags_are_refused_before_anything_is_made(scripto, tmp_path, flags)
     result = scripto.run("serve", "--db", str(tmp_path / "db"), *flags, "--json")
     assert (result.status, result.error["code"]) == (2, "invalid-argument")
     assert flags[0] in result.error["nextAction"] and not list(tmp_path.glob("db*"))
+
+
+HALVES = {
+    "a domain without its sign": (["--allow", "example.com"], "--allow @example.com"),
+    "a certificate without its key": (["--tls-cert", "cert.pem"], "--tls-key <your-file>"),
+    "a key without its certificate": (["--tls-key", "key.pem"], "--tls-cert <your-file>"),
+}
+
+
+@pytest.mark.parametrize("flags, missing", HALVES.values(), ids=HALVES)
+def test_what_is_only_half_said_is_told_the_other_half(scripto, flags, missing):
+    result = scripto.run("serve", *flags, "--json")
+    assert (result.status, result.error["code"]) == (2, "invalid-argument")
+    assert missing in result.error["nextAction"]
+
+
+def test_a_database_has_its_folders_made(scripto, tmp_path):
+    """As Maildirs have."""
+    path = tmp_path / "a" / "b" / "scripto.db"
+    process = scripto.start("serve", "--port", "0", "--db", str(path), stderr=subprocess.DEVNULL)
+    assert process.stdout.readline().startswith(b"listening")
+    process.terminate()
+    process.communicate(timeout=20)
+    assert path.exists() and oct(path.parent.stat().st_mode & 0o777) == "0o700"
+
+
+@pytest.mark.slow
+def test_who_is_locked_out_at_the_start_is_told_so(backend, scripto):
+    with contextlib.closing(sqlite3.connect(str(backend.db), isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        result = scripto.run("serve", "--port", "0", "--db", str(backend.db), "--json")
+    assert (result.status, result.error["code"]) == (1, "failed-precondition")
+    assert "locked" in result.error["message"] and "another program" in result.error["nextAction"]
 
 
 # ---- What is said at the start ------------------------------------------------
