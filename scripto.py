@@ -576,12 +576,12 @@ def check_header(text):
 # byte (main() sets the umask), and what cannot be understood is never overwritten.
 
 
-def patiently(kinds, seconds, work, *values, **more):
+def patiently(kinds, seconds, work, *values):
     """What work(*values) returns. While it raises one of these kinds, it is tried again."""
     give_up = time.monotonic() + seconds
     while True:
         try:
-            return work(*values, **more)
+            return work(*values)
         except kinds:
             if time.monotonic() > give_up:
                 raise
@@ -867,13 +867,13 @@ def activate(state, name):
 
 
 def remove_profiles(state, names):
-    """Returns the name of the active profile. If that one goes, none is active: who acts as whom
-    is never guessed."""
+    """Returns the state. If the active profile goes, none is active: who acts as whom is never
+    guessed."""
     for name in names:
         state["profiles"].pop(name, None)
     if state.get("activeProfile") not in state["profiles"]:
         state["activeProfile"] = None
-    return state["activeProfile"]
+    return state
 
 
 # ---- Resolution -----------------------
@@ -943,6 +943,15 @@ def stored_url(ctx, name, profile):
     return check_base_url(ctx, url_of(profile), f"profile '{name}'", failed)
 
 
+def own_url(ctx, args, stored, name, profile):
+    """(base URL, source) of the profile in force, else of this program. A profile without baseUrl
+    is production's; one that is only the active one leaves a sign-in to this program's URL."""
+    chosen = args.profile is not None or ctx.env.get("SCRIPTO_PROFILE")
+    if stored or "baseUrl" in profile or profile and chosen:
+        return stored_url(ctx, name, profile), "profile"
+    return default_url(ctx), "default"
+
+
 def resolve(ctx, args, with_key=True):
     """The Target, by the contract's order. Raises unauthenticated without a key that is needed,
     failed-precondition where a profile's key would go to another origin than its own."""
@@ -960,10 +969,7 @@ def resolve(ctx, args, with_key=True):
         key, key_source = key_of(profile), "profile"
     elif url:
         return Target(url, url_source, key, key_source, name, profile)
-    own, own_source = default_url(ctx), "default"
-    chosen = args.profile is not None or ctx.env.get("SCRIPTO_PROFILE")
-    if stored or "baseUrl" in profile or profile and chosen:
-        own, own_source = stored_url(ctx, name, profile), "profile"
+    own, own_source = own_url(ctx, args, stored, name, profile)
     if url and origin_of(url) != origin_of(own):
         problem = f"belongs to {own} and is not sent to {url} (from {url_source})"
         hint = f"drop {url_source}, pass --api-key, or {NEXT_SIGN_IN}" + flagged("--api-url", url)
@@ -1644,8 +1650,7 @@ def default_key_name():
 
 
 def buy_key(ctx, args, target, code, ticket):
-    """The new key's IDENTITY. The error of a request that may have been heard says that the code
-    may be used up."""
+    """The new key's IDENTITY."""
     body = {"email": args.email, "otp": code, "name": args.name or default_key_name()}
     if ticket:
         body["ticket"] = ticket
@@ -1660,7 +1665,8 @@ def buy_key(ctx, args, target, code, ticket):
 
 
 def sign_in(ctx, args, target, file, code, ticket=None):
-    """Buys a key with the code and stores it; returns (data, lines) as a command does."""
+    """Buys a key with the code and stores it; returns (data, lines) as a command does. Where the
+    request may have been heard, the error says that the code may be used up."""
     again = ctx.then("auth login-request")
     used_up = f"if the code is used up by now, request a new one with: {again}"
     try:
@@ -1668,8 +1674,8 @@ def sign_in(ctx, args, target, file, code, ticket=None):
         kept = keep_key(ctx, args, file, identity, target.base_url)
     except KeyboardInterrupt as cause:
         raise interrupted(cause, "run it again; " + used_up) from None
-    except ScriptoError as error:  # it may have been heard
-        if error.code in ("network-error", "invalid-response") or error.http_status == 504:
+    except ScriptoError as error:
+        if error.code in ("network-error", "invalid-response"):
             error.next_action += "; " + used_up
         raise
     if args.expires_in and "expiresAt" not in identity:
@@ -1832,7 +1838,7 @@ def cmd_keys_list(ctx, args):
     return {"keys": keys}, lines
 
 
-def revoke_others(ctx, args, target, keys):
+def revoke_others(ctx, target, keys):
     """All but the one in use. Raises failed-precondition if that one is not known."""
     others = [key for key in keys if not key["current"]]
     if len(others) == len(keys):
@@ -1853,7 +1859,7 @@ def cmd_keys_revoke(ctx, args):
     target = resolve(ctx, args)
     keys = keys_of(ctx, target)
     if args.others:
-        return revoke_others(ctx, args, target, keys)
+        return revoke_others(ctx, target, keys)
     keys = [key for key in keys if key.get("id") == args.id]
     if any(key["current"] for key in keys):
         confirm(ctx, "That is the key in use. Revoke it?", shell_word(args.id))
@@ -1869,13 +1875,14 @@ def cmd_logout(ctx, args):
     done = "is not revoked: copies of it still work at "
     if args.revoke:
         done = revoke_stored(ctx, name, profile)
-    left = file.change(remove_profiles, [name])
+    state = file.change(remove_profiles, [name])
+    left = state["activeProfile"]
     lines = [f"✓ Signed out: profile {name} is removed from this machine",
              f"  Its key {done}{url_of(profile)}"]
     if not args.revoke:
         key_id = text_of(profile, "keyId") or "<id>"
         lines.append("  To revoke it, sign in there again, then: scripto keys revoke " + key_id)
-    if left is None:
+    if left is None and state["profiles"]:
         lines.append("  No profile is active now: choose one with: scripto use <name>")
     warn_of_environment(ctx)
     return {"removed": name, "revoked": args.revoke, "activeProfile": left}, lines
@@ -1905,29 +1912,31 @@ def cmd_config_show(ctx, args):
     except ScriptoError:  # no home: resolve() knows whether one is needed
         path = "none"
     warn_of_environment(ctx)
-    data, rows = {"path": path}, [("Profile file", path)]
     try:
         target = resolve(ctx, args)
     except ScriptoError as error:
         if error.code != "unauthenticated":
             raise
-        data["problem"] = error.envelope()["error"]
-        return data, ["Profile file: " + path, "Key:          none. " + error.message]
-    name = target.name if target.key_source == "profile" else None
-    data["key"] = {"apiKey": MASKED_KEY, "source": target.key_source, "profile": name}
-    data["baseUrl"] = {"url": target.base_url, "source": target.url_source}
-    data["expiresAt"] = expiry_of(target)
+        return {"path": path, "problem": error.envelope()["error"]}, [
+            "Profile file: " + path, "Key:          none. " + error.message]
     warn_of_end(ctx, target)
-    rows += [("Profile", name), ("Key", f"{MASKED_KEY} (from {target.key_source})"),
-             ("Key ends", data["expiresAt"]),
-             ("Base URL", f"{target.base_url} (from {target.url_source})")]
-    return data, [f"{title + ':':13} {value}" for title, value in rows if value]
+    by = "SCRIPTO_PROFILE" if ctx.env.get("SCRIPTO_PROFILE") else "active"
+    by = by if args.profile is None else "--profile"
+    profile = target.name and {"name": target.name, "source": by}
+    key = {"apiKey": MASKED_KEY, "source": target.key_source,
+           "profile": target.name if target.key_source == "profile" else None}
+    rows = [("Profile file", path), ("Profile", profile and f"{target.name} ({by})"),
+            ("Key", f"{MASKED_KEY} (from {target.key_source})"), ("Key ends", expiry_of(target)),
+            ("Base URL", f"{target.base_url} (from {target.url_source})")]
+    url = {"url": target.base_url, "source": target.url_source}
+    return {"path": path, "profile": profile, "key": key, "baseUrl": url,
+            "expiresAt": expiry_of(target)}, [
+        f"{title + ':':13} {value}" for title, value in rows if value]
 
 
 def cmd_config_clear(ctx, args):
     if (args.profile is None) != args.all:
-        raise invalid("Say what to forget: --profile NAME, or --all.",
-                      NEXT_PROFILES)
+        raise invalid("Say what to forget: --profile NAME, or --all.", NEXT_PROFILES)
     file = ProfileFile(ctx)
     state = file.read()
     names = list(state["profiles"])
@@ -1937,7 +1946,7 @@ def cmd_config_clear(ctx, args):
     active = state.get("activeProfile")
     if names:
         confirm(ctx, f"Forget {', '.join(names)}?")
-        active = file.change(remove_profiles, names)
+        active = file.change(remove_profiles, names)["activeProfile"]
     return {"removed": names, "activeProfile": active}, [
         "✓ Forgotten: " + (", ".join(names) or "nothing, there was no profile")]
 

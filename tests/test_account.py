@@ -485,6 +485,16 @@ def test_config_show_names_no_profile_for_a_key_of_the_environment(newest):
     assert (shown["source"], shown["profile"]) == ("profile", "you")
 
 
+@pytest.mark.parametrize("flags, env, source", [
+    ([], {}, "active"), ([], {"SCRIPTO_PROFILE": "you"}, "SCRIPTO_PROFILE"),
+    (["--profile", "you"], {}, "--profile"),
+])  # fmt: skip
+def test_config_show_says_why_a_profile_is_in_force(newest, flags, env, source):
+    newest.write_config(TWO)
+    shown = newest.run("config", "show", *flags, "--json", env=env).data["profile"]
+    assert shown == {"name": "you", "source": source}
+
+
 def test_config_show_works_with_nothing_to_show(newest):
     result = newest.run("config", "show")
     assert result.status == 0 and str(newest.config) in result.out and not newest.config.exists()
@@ -1074,6 +1084,29 @@ def test_days_are_asked_for_and_the_answer_is_kept_and_shown(newest, raw_server)
         shown = newest.run(*words)
         assert ends in shown.out and shown.err == ""
         assert newest.run(*words, "--json").data["expiresAt"] == ends
+
+
+def test_a_key_of_a_real_backend_ends_when_it_was_asked_to(scripto, backend):
+    data = scripto.sign_in(backend, EMAIL, "--expires-in", "30")
+    assert ending(30)[:13] <= data["expiresAt"][:13] <= ending(30.1)[:13]
+    (key,) = scripto.run("keys", "list", "--json").data["keys"]
+    assert key["expiresAt"] == data["expiresAt"] and data["expiresAt"] in scripto.run("keys", "list").out
+
+
+@pytest.mark.parametrize("more", [{"ticket": "t1"}, {}], ids=["ticket", "none"])
+def test_a_ticket_goes_back_with_the_code(newest, raw_server, more):
+    """A backend that knows none is served as before."""
+    sent = http_reply({"success": True, "data": dict({"ok": True, "email": EMAIL}, **more)})
+
+    def answer(connection):
+        first = b"login-request" in server.requests[-1]
+        connection.sendall(sent if first else minted(EMAIL))
+
+    server = raw_server(answer)
+    words = ["auth", "login", "--email", EMAIL, "--code-from", "cmd:echo 123456"]
+    newest.run(*words, "--api-url", server.url, "--json").data
+    assert sent_to(server)[2].get("ticket") == more.get("ticket")
+    assert "t1" not in newest.config.read_text()
 
 
 @pytest.mark.parametrize("days", ["0", "-1", "1.5", "soon", "4000", ""])
