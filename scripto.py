@@ -2110,7 +2110,7 @@ ENVIRONMENT = {
     "TERM": "dumb: no colours",
     "TMPDIR": "where demo and serve -- COMMAND keep what they throw away",
 }
-SIGNED_IN = ("{profile, active, email, userId, keyId, expiresAt?, baseUrl, apiKey (masked),"
+SIGNED_IN = ("{profile, active, baseUrl, apiKey (masked), email?, userId?, keyId?, expiresAt?,"
              " formerKeyId?}")
 DATA = {  # what --json holds of each command as `data`; ? marks what may be absent
     "auth login": SIGNED_IN,
