@@ -3,8 +3,9 @@
 
 One file, standard library only, Python 3.6 or newer; `scripto serve` makes it its own backend.
 Each section stands above those that use it, so the story starts at the bottom, in main():
-Constants, Errors, Terminal, Door, Profiles, Resolution, HTTP client, Mailbox, Account, Scripts,
-Guide; the backend's Mail, Store, Log, Routes, Server and Operator; Doctor; Completion; Command line.
+Constants, Errors, Context, Terminal, Door, Profiles, Resolution, HTTP client, Mailbox, Account,
+Scripts, Guide; the backend's Mail, Store, Log, Routes, Server and Operator; Doctor; Completion;
+Command line.
 
 Imports marked `lazy` would cost most commands more time than all their work.
 """
@@ -175,12 +176,8 @@ def bug(error):
     return " ".join(filter(None, words)) + " " + ", ".join(own)
 
 
-# ---- Terminal -------------------------
-# The only place that writes to the streams or reads standard input. What a person sees passes
-# harmless().
-
-ASCII_FORM = str.maketrans({"✓": "[ok]", "✗": "[error]", "●": "*", "•": "*"})
-COLOURS = {"✓": "32", "✗": "31", "●": "36", "!": "33"}  # by the mark that a line begins with
+# ---- Context --------------------------
+# What a command may use of the world, and how the command that is to follow is written.
 
 
 def shell_word(text):
@@ -242,6 +239,14 @@ class Context:
         return f"scripto {command}" + "".join(parts)
 
 
+# ---- Terminal -------------------------
+# The only place that writes to the streams or reads standard input. What a person sees passes
+# harmless().
+
+ASCII_FORM = str.maketrans({"✓": "[ok]", "✗": "[error]", "●": "*", "•": "*"})
+COLOURS = {"✓": "32", "✗": "31", "●": "36", "!": "33"}  # by the mark that a line begins with
+
+
 def timestamp(seconds):
     """RFC 3339, in UTC; None stays None."""
     return seconds and time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
@@ -254,12 +259,16 @@ def harmless(text):
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def raw_of(stream):
+    """The stream below Python's buffer; with python -u there is no buffer."""
+    return getattr(stream.buffer, "raw", stream.buffer)
+
+
 def is_terminal(stream):
     """On Windows isatty() holds for NUL, too; a real console has a class of its own (PEP 528)."""
     if stream is None or not stream.isatty():
         return False
-    raw = getattr(getattr(stream, "buffer", None), "raw", None)
-    return os.name != "nt" or type(raw).__name__ == "_WindowsConsoleIO"
+    return os.name != "nt" or type(raw_of(stream)).__name__ == "_WindowsConsoleIO"
 
 
 def encoded(stream, text):
@@ -270,33 +279,32 @@ def encoded(stream, text):
 
 
 def emit(stream, content):
-    """Writes text, or bytes: as they are, but for a person as harmless text. Past the buffer, so
-    that OSError comes up here, and only here."""
+    """Writes text, or bytes as they are; at a terminal bytes become harmless text. It passes by
+    Python's buffer, so that OSError is raised here, and not when Python ends."""
     if stream is None:  # the descriptor was closed before the program started
         raise OSError(errno.EBADF, "it is closed")
-    plain = not hasattr(stream, "buffer")  # an importer's own, as a StringIO
-    if isinstance(content, bytes) and (plain or is_terminal(stream)):
+    if isinstance(content, bytes) and is_terminal(stream):
         lines = content.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
         content = "\n".join(map(harmless, lines))
-    if plain:
-        stream.write(content)
-        return
     left = content if isinstance(content, bytes) else encoded(stream, content)
-    raw = getattr(stream.buffer, "raw", stream.buffer)
     while left:
-        written = raw.write(left)
-        if written is None:  # full for now, and not for waiting
+        written = raw_of(stream).write(left)
+        if written is None:  # a pipe that does not block is full for now
             time.sleep(0.01)
         left = left[written or 0 :]
 
 
+def coloured(line):
+    mark = line[:1]
+    return f"\x1b[{COLOURS[mark]}m{mark}\x1b[0m{line[1:]}" if mark in COLOURS else line
+
+
 def emit_lines(ctx, stream, lines, end="\n"):
     plain = "NO_COLOR" in ctx.env or ctx.env.get("TERM") == "dumb" or os.name == "nt"
-    text = "".join(harmless(line) + end for line in lines)
+    lines = map(harmless, lines)
     if is_terminal(stream) and not plain:
-        form = "\x1b[{}m{}\x1b[0m".format
-        text = re.sub("(?m)^[✓✗●!]", lambda mark: form(COLOURS[mark[0]], mark[0]), text)
-    emit(stream, text)
+        lines = map(coloured, lines)
+    emit(stream, "".join(line + end for line in lines))
 
 
 def answer(ctx, stream, envelope, lines):
@@ -309,26 +317,21 @@ def answer(ctx, stream, envelope, lines):
 
 
 def say(ctx, *lines, end="\n"):
-    """To standard error, if anybody hears. False: a full pipe would have to be waited for."""
-    import select  # lazy
-
+    """To standard error, if that takes anything."""
     try:
-        if os.name == "posix" and not select.select([], [ctx.stderr], [], 0)[1]:
-            return False
         emit_lines(ctx, ctx.stderr, lines, end)
-    except (OSError, TypeError, ValueError):  # closed, say
+    except (OSError, ValueError):  # it is closed, or full
         pass
-    return True
 
 
 def progress(ctx, text):
-    """One line at a terminal, which the next one takes the place of."""
+    """One line at a terminal; the next one takes its place."""
     if is_terminal(ctx.stderr):
         say(ctx, f"{text:50}", end="\r")
 
 
 def warn(ctx, text):
-    """Once for each text."""
+    """Once for each text: a command may read the profile file more than once."""
     if text not in ctx.warned:
         ctx.warned.add(text)
         say(ctx, "! " + text)
@@ -375,11 +378,11 @@ def read_line(ctx, prompt, secret=False):
 
                 return getpass.getpass(prompt)
             say(ctx, prompt, end="")
-        line = getattr(ctx.stdin, "buffer", ctx.stdin).readline(64 << 10) if ctx.stdin else ""
+        line = ctx.stdin.buffer.readline(64 << 10) if ctx.stdin else b""
     except (OSError, EOFError, UnicodeDecodeError):  # not for reading, gone, or no text
         return ""
-    line = line if isinstance(line, str) else line.decode("utf-8", "replace")
-    return line.strip("\ufeff \t\r\n")  # with what PowerShell and cmd put around it
+    # PowerShell puts a byte order mark before it, and cmd a blank behind it.
+    return line.decode("utf-8", "replace").strip("\ufeff \t\r\n")
 
 
 def confirm(ctx, question, *words):
@@ -395,7 +398,8 @@ def confirm(ctx, question, *words):
 
 
 def next_bytes(ctx):
-    """b"" at the end. Past the buffer: Python cannot end well while a thread waits in there."""
+    """What has come on standard input, b"" at its end. It passes by Python's buffer: Python cannot
+    end well while a thread waits in there."""
     return os.read(ctx.stdin.fileno(), 64 << 10) if ctx.stdin else b""
 
 

@@ -281,16 +281,6 @@ def test_an_importer_gets_a_status_and_keeps_its_umask(scripto):
     assert python_run(scripto, code) == (0, "4 0o22\n")
 
 
-def test_an_importer_may_redirect_the_streams(scripto):
-    code = ("import contextlib, io, scripto, sys\nout = io.StringIO()\n"
-            "sys.stdin = io.StringIO(' %s\\n')\n"
-            "with contextlib.redirect_stdout(out):\n"
-            "    status = scripto.main(['config', 'set', '--api-key', '-', '--json'])\n"
-            "print(status, len(out.getvalue().splitlines()))") % KEY  # fmt: skip
-    assert python_run(scripto, code) == (0, "0 1\n")
-    assert scripto.state()["profiles"]["default"]["apiKey"] == KEY
-
-
 def as_zip(scripto, tmp_path):
     folder, archive = tmp_path / "source", tmp_path / "scripto.pyz"
     folder.mkdir()
