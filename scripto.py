@@ -2525,26 +2525,15 @@ SELECT id, hash, ticket, ticket_tries, address, {CODE_ATTEMPTS} - (
 FROM events AS request WHERE email = ? AND kind = 'request' AND hash IS NOT NULL
     AND at BETWEEN ? AND ? ORDER BY id DESC
 """
+# The event that fills a limit. The + keeps SQLite from the index by address: where addresses do not
+# count, "" is everybody's.
+LIMIT = ("SELECT at FROM events WHERE {} AND kind = ? AND at BETWEEN ? AND ?"
+         " ORDER BY at DESC LIMIT 1 OFFSET ?")
+WHOSE = {"email": LIMIT.format("email = ?"), "address": LIMIT.format("address = ?"),
+         "email from an address": LIMIT.format("email = ? AND +address = ?")}
 Code = collections.namedtuple("Code", "id hash ticket ticket_tries address tries")
 Attempt = collections.namedtuple("Attempt", "email address code ticket")  # to sign in
 Key = collections.namedtuple("Key", "user_id email user_name id used_at expires_at")
-
-
-def full_limit(kind, whose, most, seconds):
-    """SQL for one row if that limit is reached: when it ends, and whose it is."""
-    where = {"email": "email = :email AND :email <> ''",
-             "address": "address = :address AND :address <> ''",
-             # The + keeps SQLite from the index by address, since "" is the address of everybody.
-             "email from an address": "email = :email AND +address = :address"}
-    return f"""SELECT * FROM (SELECT at + {seconds}, '{whose}' FROM events
-        WHERE {where[whose]} AND kind = '{kind}'
-        AND at BETWEEN :now - {seconds} AND :now + {CLOCK_SECONDS}
-        ORDER BY at DESC LIMIT 1 OFFSET {most - 1})"""
-
-
-# In one statement for all: each costs a moment in which other threads run and the lock is held.
-FULL_LIMITS = {kind: " UNION ALL ".join(full_limit(kind, *limit) for limit in limits)
-               for kind, limits in LIMITS.items()}
 
 
 def noted(error, note):
@@ -2604,25 +2593,22 @@ class Store:
                 self.make_file()
             self.file = os.stat(self.path)
             self.open(use)
-        except (OSError, UnicodeError, sqlite3.Error) as error:
+        except (ScriptoError, OSError, UnicodeError, sqlite3.Error) as error:
             self.close()
-            raise self.unusable(error) from error
-        except ScriptoError:
-            self.close()
-            raise
+            raise self.trouble(error)
 
-    def trouble(self, what, hint):
-        return failed(f"The database {self.path} {what}.", hint)
-
-    def unusable(self, error):
+    def trouble(self, error):
+        """failed-precondition, for an error that is none yet."""
         import sqlite3  # lazy
 
+        if isinstance(error, ScriptoError):
+            return error
         hint = "mend that, or pass --db FILE if you mean another"
         if "locked" in str(error):
             hint = "another program holds it: wait for that program, or end it"
         elif type(error) is sqlite3.DatabaseError:  # it is damaged, or none
             hint = "restore a backup; sqlite3's command .recover may save what is in there"
-        return self.trouble(f"cannot be used: {error}", hint)
+        return failed(f"The database {self.path} cannot be used: {error}.", hint)
 
     def make_file(self):
         """With mode 0600, which SQLite also gives the files that it puts beside it."""
@@ -2682,10 +2668,10 @@ class Store:
         ((application,),) = db.execute("PRAGMA application_id").fetchall()
         ((version,),) = db.execute("PRAGMA user_version").fetchall()
         if application != APPLICATION:
-            raise self.trouble("is none that scripto made", "pass another file with --db")
+            raise failed(f"{self.path} is no database of scripto's.", "pass another with --db")
         if version != VERSION:
-            hint = "update scripto, or use the version that made it; keep the file"
-            raise self.trouble("was made by another version of scripto", hint)
+            raise failed(f"The database {self.path} is of another version of scripto.",
+                         "keep it; update scripto, or use the version that made it")
 
     def close(self):
         for db in self.connections[::-1]:
@@ -2735,13 +2721,19 @@ class Store:
     def check_limits(self, kind, email, address):
         """Raises resource-exhausted if a limit is reached. An email "" or an address "" has none."""
         now = time.time()
-        values = {"email": email, "address": address, "now": now}
-        full = self.db.execute(FULL_LIMITS[kind], values).fetchall()
+        full = []
+        subjects = {"email": [email], "address": [address],
+                    "email from an address": [email, address]}
+        for whose, most, seconds in LIMITS[kind]:
+            if subjects[whose][0]:
+                rows = self.run(WHOSE[whose], *subjects[whose], kind, now - seconds,
+                                now + CLOCK_SECONDS, most - 1)
+                full += [(at + seconds - now, whose) for at, in rows]
         if full:
-            until, whose = max(full)
+            wait, whose = max(full)
             what = "wrong codes" if kind == "wrong" else "code requests"
             shown = address if whose == "address" else self.code_hash(email, "").hex()[:12]
-            raise too_many(f"{what} for this {whose.split()[0]}", shown, until - now)
+            raise too_many(f"{what} for this {whose.split()[0]}", shown, wait)
 
     def put_code(self, email, address, code, ticket):
         """Stores the request with its code, before a mail brings it, and returns its number. Other
@@ -2793,20 +2785,16 @@ class Store:
         """Returns the refusal. One event is written whether a code is live or not, or the time would
         tell. How many tries are left is told to whoever asked for a code, from this address or with
         this ticket. To a stranger the answer is the same whether a code is live or not."""
-        self.add_wrong(attempt.email if good and not own else "", attempt.address)
+        email, address = attempt.email if good and not own else "", attempt.address
+        number = None if email or address else 0  # what counts for nobody never fills the disk
+        self.run("INSERT OR REPLACE INTO events (id, kind, email, address, at)"
+                 " VALUES (?, 'wrong', ?, ?, ?)", number, email, address, time.time())
         if own:
             self.run("UPDATE events SET ticket_tries = ticket_tries - 1 WHERE id = ?", own[0].id)
         tries = [code.ticket_tries for code in own] or [
-            code.tries for code in good if code.address == attempt.address]
+            code.tries for code in good if code.address == address]
         note = "wrong code" if own or good else "no live code"
         return wrong_code(max(tries) - 1 if tries else None, note)
-
-    def add_wrong(self, email, address):
-        """Counts for both, unless they are "". All that count for nobody share one row, or they would
-        fill the disk."""
-        self.run("INSERT OR REPLACE INTO events (id, kind, email, address, at)"
-                 " VALUES (?, 'wrong', ?, ?, ?)",
-                 None if email or address else 0, email, address, time.time())
 
     def mint(self, email, name, seconds):
         """Makes a key, and a user for a new email, and ends all codes of that email."""

@@ -2159,6 +2159,25 @@ def test_a_place_that_can_be_no_database_is_refused(scripto, tmp_path, place):
     refused_to_serve(scripto, tmp_path / place)
 
 
+def test_a_folder_for_the_database_is_made(scripto, tmp_path):
+    path = tmp_path / "deep" / "down" / "users.db"
+    process = scripto.start("serve", "--port", "0", "--db", str(path))
+    assert process.stdout.readline().startswith(b"listening on ")
+    process.kill()
+    process.communicate()
+    assert [mode(each) for each in (path.parent, path.parent.parent)] == ["0o700"] * 2
+
+
+def test_a_start_that_another_program_locks_out_says_so(backend, scripto):
+    backend.stop()
+    with contextlib.closing(sqlite3.connect(str(backend.db), isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        words = ["serve", "--port", "0", "--db", str(backend.db), "--json"]
+        error = scripto.run(*words).error
+    assert error["code"] == "failed-precondition" and "locked" in error["message"]
+    assert "another program" in error["nextAction"]
+
+
 def test_the_database_holds_no_code_and_no_key(backend):
     """Nor what gives them away: a plain hash of six digits is undone in a second."""
     data, code = backend.mint(YOU), code_after_asking(backend, "me@example.com")

@@ -706,6 +706,7 @@ def test_of_very_many_addresses_the_quietest_are_forgotten(start_backend):
 
 def test_who_is_held_off_stands_in_the_log_and_the_email_does_not(backend):
     assert enter(backend, lock(backend)).error == LOCKED == ask(backend).error
+    wait_until(lambda: backend.log().count(" 429 ") == 2, what="both lines")
     found = re.findall(r" 429 too many (.*) for this email: ([0-9a-f]{12})$", backend.log(), re.M)
     assert [what for what, _ in found] == ["wrong codes", "code requests"]
     assert found[0][1] == found[1][1] and YOU not in backend.log()
@@ -766,6 +767,7 @@ def test_the_log_names_the_client_behind_the_proxy(start_backend):
     backend = start_backend("--behind-proxy")
     get(backend, ME, headers={FORWARDED: "6.6.6.6, 9.9.9.9:4711"})
     get(backend, ME, headers={FORWARDED: "<script>"})
+    wait_until(lambda: backend.log().count("\n") == 2, what="both lines")
     assert "Z 9.9.9.9 GET " in backend.log() and "Z 127.0.0.1 GET " in backend.log()
 
 
