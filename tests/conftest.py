@@ -3,6 +3,7 @@
 Everything is real: processes, sockets, files, mail in a Maildir. Each test has a home folder
 of its own; the real one is left alone. Nothing leaves this machine.
 """
+import base64
 import contextlib
 import glob
 import json
@@ -216,6 +217,11 @@ class Terminal:
 
     def type(self, text):
         os.write(self.master, text if isinstance(text, bytes) else text.encode())
+
+    def echoes(self):
+        import termios
+
+        return bool(termios.tcgetattr(self.master)[3] & termios.ECHO)
 
     def end(self):
         """The exit status, once all output has been read; `out` is what was not on the terminal."""
@@ -511,6 +517,103 @@ def listeners(kind):
 def raw_server():
     """Starts such listeners: raw_server(answer, context=None)."""
     yield from listeners(RawServer)
+
+
+@pytest.fixture
+def witness(raw_server):
+    """A proxy that sees what goes to any host but loopback; `env` leads to it."""
+    server = raw_server(http_reply({}, 502))
+    server.env = {"http_proxy": server.url, "https_proxy": server.url}
+    return server
+
+
+# ---- A backend for many tests ----
+
+
+def lasting(tmp_path_factory, python):
+    """A backend for many tests: those that leave nothing behind that another would notice."""
+    folder = tmp_path_factory.mktemp("lasting")
+    backend = Backend(Scripto(python, folder / "home"), folder / "backend")
+    yield backend
+    backend.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Under the newest interpreter."""
+    yield from lasting(tmp_path_factory, PYTHONS[-1])
+
+
+@pytest.fixture(scope="module", params=EDGES, ids=python_id)
+def shared_edge(request, tmp_path_factory):
+    """Under the oldest and the newest interpreter."""
+    yield from lasting(tmp_path_factory, request.param)
+
+
+# ---- A mail server ----
+
+
+class MailServer(Listener):
+    """A stand-in for a mail server: as much SMTP (RFC 5321) as one message needs. What came in
+    is in `mails`: (recipients, message, (user, password) or None, whether TLS was on)."""
+
+    def __init__(self, context=None, wrapped=False, **answers):
+        self.tls = context  # offered as STARTTLS, unless the whole connection is wrapped
+        self.answers = dict(GREETING=b"220 stand-in", QUIT=b"221 bye", **answers)
+        self.offers, self.heard = [b"AUTH PLAIN"], b""  # heard: each line outside of mails
+        self.mails, self.busy, self.go_on = [], threading.Event(), threading.Event()
+        self.arrived = []  # messages as text, also those that are not accepted yet
+        self.go_on.set()
+        super().__init__(context if wrapped else None)
+
+    def close(self):
+        self.go_on.set()
+        super().close()
+
+    def talk(self, connection):
+        connection.sendall(self.answers["GREETING"] + b"\r\n")
+        self.converse(connection, login=None)
+
+    def converse(self, connection, login):
+        lines, recipients = connection.makefile("rb"), []
+        secure = isinstance(connection, ssl.SSLSocket)
+        for line in lines:
+            self.heard += line
+            verb, _, rest = line.strip().partition(b" ")
+            verb = verb.upper()
+            answer = self.answers.get(verb.decode("latin-1"), b"250 fine")
+            if verb == b"EHLO":
+                offers = [b"STARTTLS"] * bool(self.tls and not secure) + self.offers
+                answer = b"250-stand-in\r\n250-" + b"\r\n250-".join(offers) + b"\r\n250 HELP"
+            elif verb == b"STARTTLS" and "STARTTLS" not in self.answers:
+                connection.sendall(b"220 go ahead\r\n")
+                return self.converse(self.tls.wrap_socket(connection, server_side=True), None)
+            elif verb == b"AUTH":
+                login = tuple(base64.b64decode(rest.split()[1]).decode().split("\0")[1:])
+                answer = b"235 welcome"
+            elif verb == b"RCPT":
+                recipients.append(rest[rest.index(b"<") + 1 : rest.index(b">")].decode())
+            elif verb == b"DATA" and "DATA" not in self.answers:
+                connection.sendall(b"354 go on\r\n")
+                message = b"".join(iter(lines.readline, b".\r\n")).decode()
+                self.arrived.append(message)
+                self.busy.set()
+                self.go_on.wait(60)
+                answer = self.answers.get(".", answer)
+                if answer == b"hang up":
+                    return
+                if answer.startswith(b"250"):
+                    self.mails.append((recipients, message, login, secure))
+            if answer is None:  # it falls silent, until the other side has gone
+                return connection.recv(1)
+            connection.sendall(answer + b"\r\n")
+            if verb == b"QUIT":
+                return
+
+
+@pytest.fixture
+def mail_server():
+    yield from listeners(MailServer)
 
 
 # ---- TLS ----

@@ -1,31 +1,19 @@
 """The profile file where homes are mounted, shared, another's or not to be had at all."""
 import json
 import os
-import signal
 import subprocess
 import threading
 
 import pytest
 
-from conftest import http_reply, wait_until
-from test_profiles import (
-    GOOD, KEY, NOWHERE, OTHER_KEY, complete, files_beside, minted, mode_of, refusal,
-    some_state, store, without_privileges,
+from conftest import http_reply
+from client import (
+    GOOD, KEY, complete, files_beside, minted, mode_of, refusal, some_state, store,
+    without_privileges,
 )  # fmt: skip
 
 SOMEBODY = 12345  # a uid that is nobody's here
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-
-
-@pytest.fixture
-def patched(tmp_path):
-    """patched(code) is an environment in which that runs first: the system as it is elsewhere."""
-
-    def make(code):
-        (tmp_path / "sitecustomize.py").write_text(code)
-        return {"PYTHONPATH": str(tmp_path)}
-
-    return make
 
 
 def mount(*words):
@@ -44,7 +32,7 @@ def mounted(scripto, tmp_path):
     subprocess.run(["umount", "-l", str(scripto.config)], check=True)
 
 
-# ---- What cannot be replaced ------------------------------------------------------
+# ---- What cannot be replaced ----
 
 
 def test_a_mounted_file_costs_no_code_and_the_way_out_is_named(scripto, mounted, raw_server):
@@ -68,7 +56,7 @@ def test_a_file_that_cannot_be_replaced_costs_no_code(scripto, raw_server):
     assert not server.requests and scripto.config.read_bytes() == GOOD
 
 
-# ---- Homes that cannot be come by, and keys that need none ------------------------
+# ---- Homes that cannot be come by, and keys that need none ----
 
 
 def closed_home(scripto):
@@ -106,7 +94,7 @@ def test_a_relative_xdg_folder_does_not_make_a_home(scripto, tmp_path):
     assert not (tmp_path / "gone").exists()
 
 
-# ---- Folders that are shared ------------------------------------------------------
+# ---- Folders that are shared ----
 
 
 @as_root
@@ -135,7 +123,7 @@ def test_a_file_that_somebody_else_planted_is_not_trusted(scripto, raw_server, p
     assert str(SOMEBODY) in refusal(result, scripto.config)["message"] and not server.requests
 
 
-# ---- Root in somebody else's home -------------------------------------------------
+# ---- Root in somebody else's home ----
 
 
 @pytest.fixture
@@ -230,7 +218,7 @@ def test_the_database_of_a_guest_follows_no_link(guest, place, tmp_path):
     assert len(left) == (place == "scripto.db")
 
 
-# ---- File systems that lack something ---------------------------------------------
+# ---- File systems that lack something ----
 
 NO_LOCKS = """
 import errno, fcntl
@@ -311,128 +299,3 @@ def test_a_short_read_is_read_on(scripto, patched):
         "import builtins\n"
         "builtins.open = opened\n")
     assert len(scripto.run("use", "--json", env=env).data["profiles"]) == 2
-
-
-# ---- Members and names ------------------------------------------------------------
-
-
-def test_numbers_that_are_not_ours_stay(scripto):
-    numbers = {"a": 1.5, "b": 2**70, "c": -3, "d": "\ufdd01"}
-    scripto.write_config({"profiles": {"you": {"apiKey": KEY}}, "x": numbers})
-    scripto.run("use", "you", "--json").data
-    assert scripto.state()["x"] == numbers
-    assert [type(each) for each in scripto.state()["x"].values()] == [float, int, int, str]
-
-
-def test_a_dangling_active_profile_never_means_production(scripto, raw_server):
-    scripto.write_config(some_state(activeProfile="gone"))
-    email = ["auth", "login-request", "--email", "you@example.com", "--json"]
-    for words in (["whoami", "--json"], ["auth", "token", "--json"], email):
-        error = scripto.run(*words, env={"HTTPS_PROXY": NOWHERE}).error
-        assert error["code"] == "not-found" and "gone" in error["message"], words
-    error = scripto.run("whoami", "--json", env={"SCRIPTO_API_KEY": KEY}).error
-    assert error["code"] == "not-found"
-    assert scripto.run("use", "you").status == 0
-
-
-def test_use_beside_logout_leaves_no_dangling_profile(scripto, patched):
-    """The profile goes between the first look at it and the lock."""
-    scripto.write_config(some_state())
-    env = patched(
-        "import fcntl, json\n"
-        "real = fcntl.flock\n"
-        "def flock(*words):\n"
-        "    real(*words)\n"
-        "    path = %r\n"
-        "    state = json.load(open(path))\n"
-        "    state['profiles'].pop('them', None)\n"
-        "    json.dump(state, open(path, 'w'))\n"
-        "fcntl.flock = flock\n" % str(scripto.config))
-    assert scripto.run("use", "them", "--json", env=env).error["code"] == "not-found"
-    assert scripto.state()["activeProfile"] == "you"
-
-
-def test_a_second_key_without_a_name_does_not_replace_the_first(scripto):
-    for key in (KEY, OTHER_KEY, OTHER_KEY):
-        scripto.run("config", "set", "--api-key", key, "--json").data
-    stored = {name: each["apiKey"] for name, each in scripto.state()["profiles"].items()}
-    assert stored == {"default": KEY, "default-2": OTHER_KEY}
-
-
-def test_a_new_key_by_hand_keeps_nothing_of_whom_the_old_one_was(scripto):
-    state = some_state()
-    state["profiles"]["you"].update(keyId="key_1", note="mine")
-    scripto.write_config(state)
-    store(scripto, "you").data
-    profile = scripto.state()["profiles"]["you"]
-    assert profile["apiKey"] == OTHER_KEY and profile["note"] == "mine"
-    assert not set(profile) & {"email", "userId", "keyId"}
-
-
-# ---- A code that may be spent -----------------------------------------------------
-
-
-def interrupted(scripto, url, started):
-    process = scripto.start(*complete("you@example.com", "123456", url))
-    assert started.wait(20)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert b"Traceback" not in err
-    return process.returncode, json.loads(out.decode())["error"]
-
-
-def test_ctrl_c_while_a_code_is_tried_says_that_it_may_be_spent(scripto, raw_server):
-    asked, done = threading.Event(), threading.Event()
-
-    def answer(connection):
-        asked.set()
-        done.wait(20)
-
-    status, error = interrupted(scripto, raw_server(answer).url, asked)
-    done.set()
-    assert (status, error["code"]) == (130, "cancelled")
-    assert "used up" in error["nextAction"] and "auth login-request" in error["nextAction"]
-
-
-@pytest.mark.parametrize("reply", [
-    http_reply({"success": True, "data": {}}),
-    http_reply({"success": True, "data": {"apiKey": "sk_1"}}), http_reply(b"<html>"), b"",
-], ids=["no key", "no key of ours", "html", "nothing"])  # fmt: skip
-def test_an_answer_that_may_have_cost_the_code_says_so(scripto, raw_server, reply):
-    words = complete("you@example.com", "123456", raw_server(reply).url)
-    assert "used up" in scripto.run(*words).error["nextAction"]
-
-
-@pytest.mark.parametrize("status", (400, 429))
-def test_one_that_did_not_says_nothing_of_it(scripto, raw_server, status):
-    words = complete("you@example.com", "123456", raw_server(http_reply({}, status)).url)
-    assert "used up" not in scripto.run(*words).error["nextAction"]
-
-
-def test_ctrl_c_at_the_last_flush_does_not_disown_a_key_that_is_stored(scripto, raw_server, patched):
-    """The second flush of a folder is the one after the key was stored."""
-    flag = scripto.home / "flushing"
-    env = patched(
-        "import os, stat, time\n"
-        "real, seen = os.fsync, []\n"
-        "def fsync(descriptor):\n"
-        "    real(descriptor)\n"
-        "    if stat.S_ISDIR(os.fstat(descriptor).st_mode):\n"
-        "        seen.append(1)\n"
-        "        if len(seen) == 2:\n"
-        "            open(%r, 'w').close()\n"
-        "            time.sleep(30)\n"
-        "os.fsync = fsync\n" % str(flag))
-    words = complete("you@example.com", "123456", raw_server(minted()).url)
-    process = scripto.start(*words, env=env)
-    wait_until(flag.exists, what="the last flush")
-    process.send_signal(signal.SIGINT)
-    out = process.communicate(timeout=20)[0].decode()
-    assert KEY not in out and scripto.state()["profiles"]["you"]["apiKey"] == KEY
-    assert json.loads(out)["success"] is True and process.returncode == 0
-
-
-@pytest.mark.parametrize("words", (["use", "nobody"], ["logout", "nobody"]), ids=" ".join)
-def test_a_profile_that_is_not_there_makes_no_file(scripto, words):
-    assert scripto.run(*words, "--json").error["code"] == "not-found"
-    assert list(scripto.home.iterdir()) == []

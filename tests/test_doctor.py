@@ -4,17 +4,11 @@ import os
 import time
 
 import pytest
-from conftest import PYTHONS, Scripto, http_reply
+from conftest import http_reply
 
 KEY = "scripto_fromthetests"
 USER = {"user": {"id": "user_1", "email": "you@example.com", "name": ""}}
 NOWHERE = "http://127.0.0.1:1"  # a port of the system's, at which nothing listens
-
-
-@pytest.fixture
-def newest(tmp_path):
-    """The program under the newest interpreter alone."""
-    return Scripto(PYTHONS[-1], tmp_path / "home")
 
 
 def examine(scripto, *words, **start):

@@ -8,10 +8,10 @@ import socket
 
 import pytest
 
-from conftest import PYTHONS, Scripto, http_reply, wait_until
+from conftest import http_reply, wait_until
+from client import EMAIL, KEY, OTHER_KEY, some_state
 
-EMAIL = "you@example.com"
-KEY = "scripto_" + "k" * 43
+SIGN_IN = "sign in with: scripto auth login-request --email <your-email>"
 
 EXIT = {
     "invalid-argument": 2, "unauthenticated": 4, "not-found": 1, "failed-precondition": 1,
@@ -24,8 +24,7 @@ TOLD = {"httpStatus", "retryAfter"}  # where a backend answered
 PASS_EMAIL = "Pass --email <your-email> to: scripto auth "
 REQUEST_CODE = "request a new code with: scripto auth login-request"
 RETRY = "retry shortly"
-SIGN_IN = "sign in with: scripto auth login-request --email <your-email>"
-OTHER_KEY = "pass another --api-key, or " + SIGN_IN
+PASS_ANOTHER = "pass another --api-key, or " + SIGN_IN
 
 LOGIN_REQUEST = ["auth", "login-request", "--email", EMAIL]
 LOGIN_COMPLETE = ["auth", "login-complete", "--email", EMAIL, "--code", "123456"]
@@ -55,11 +54,6 @@ def check_failure(scripto, words, code, next_action=None, exit_status=None, **ru
     return error
 
 
-@pytest.fixture
-def newest(tmp_path):
-    return Scripto(PYTHONS[-1], tmp_path / "home")
-
-
 def stores_nothing(scripto):
     """What was tried before the request may have made the file."""
     return not scripto.config.exists() or scripto.state() == {"profiles": {}}
@@ -85,7 +79,6 @@ def backend_says(raw_server, newest):
 
 
 # ---- Refused on this machine: nothing is sent ----
-
 
 LOCAL = {
     "email missing": (["auth", "login-request"], "invalid-argument", PASS_EMAIL + "login-request"),
@@ -118,7 +111,6 @@ LOCAL = {
     "no key for auth token": (["auth", "token"], "unauthenticated", SIGN_IN),
     "unknown profile": (["whoami", "--profile", "you"], "not-found", None),
 }  # fmt: skip
-
 
 USAGE = {
     "unknown command": ["whoareyou"],
@@ -262,7 +254,6 @@ def test_a_key_that_belongs_elsewhere(scripto, raw_server):
 
 # ---- The backend says no ----
 
-
 UNAUTHORIZED = http_reply({"error": "Unauthorized"}, 401)
 HTML = b"<!doctype html><html><body>Bad Gateway</body></html>"
 REMOTE = {
@@ -273,9 +264,9 @@ REMOTE = {
     "400 elsewhere": ("whoami", failure(400, "invalid-argument"), "invalid-argument", None),
     "400 with no code": ("login-complete", http_reply({"error": "Bad Request"}, 400),
                          "invalid-argument", REQUEST_CODE),
-    "401 key refused": ("whoami", UNAUTHORIZED, "unauthenticated", OTHER_KEY),
-    "401 in an envelope": ("whoami", failure(401, "unauthenticated"), "unauthenticated", OTHER_KEY),
-    "401 and no JSON": ("whoami", http_reply(HTML, 401), "unauthenticated", OTHER_KEY),
+    "401 key refused": ("whoami", UNAUTHORIZED, "unauthenticated", PASS_ANOTHER),
+    "401 in an envelope": ("whoami", failure(401, "unauthenticated"), "unauthenticated", PASS_ANOTHER),
+    "401 and no JSON": ("whoami", http_reply(HTML, 401), "unauthenticated", PASS_ANOTHER),
     "403 with no code": ("login-request", http_reply({"error": "No"}, 403),
                          "permission-denied", None),
     "404": ("whoami", failure(404, "not-found"), "not-found", None),
@@ -319,7 +310,7 @@ def test_a_code_that_could_not_be_sent(newest, start_backend, nobody):
 
 
 def test_a_key_that_the_backend_does_not_know(newest, backend):
-    check_failure(newest, [*WHOAMI, "--api-url", backend.url], "unauthenticated", OTHER_KEY)
+    check_failure(newest, [*WHOAMI, "--api-url", backend.url], "unauthenticated", PASS_ANOTHER)
 
 
 @pytest.mark.parametrize("status, exit_status", [
@@ -540,3 +531,25 @@ def test_a_redirect_is_not_followed(newest, raw_server, command, status):
     result = newest.run(*COMMANDS[command], "--api-url", server.url, "--json")
     assert result.error["code"] == "invalid-response" and stores_nothing(newest)
     assert (len(server.requests), stranger.requests) == (1, [])
+
+
+# ---- A refused key says which ----
+
+
+@pytest.mark.parametrize("source, first", [
+    ("profile", ""), ("--api-key", "pass another --api-key, or "),
+    ("SCRIPTO_API_KEY", "fix or unset SCRIPTO_API_KEY, or "),
+])  # fmt: skip
+@pytest.mark.parametrize("told", (None, SIGN_IN), ids=("bare", "told"))
+def test_a_refused_key_says_which(newest, raw_server, source, first, told):
+    body = {"success": False, "error": {"code": "unauthenticated", "nextAction": told}}
+    server = raw_server(http_reply(body if told else {"error": "Unauthorized"}, 401))
+    state = some_state()
+    state["profiles"]["you"]["baseUrl"] = server.url
+    newest.write_config(state)
+    words = ["--api-url", server.url, "--json"]
+    words += ["--api-key", OTHER_KEY] if source == "--api-key" else []
+    env = {"SCRIPTO_API_KEY": OTHER_KEY} if source == "SCRIPTO_API_KEY" else {}
+    assert newest.run("whoami", *words, env=env).error["nextAction"] == first + SIGN_IN
+    checks = newest.run("doctor", *words, env=env).envelope["data"]["checks"]
+    assert [each["nextAction"] for each in checks if each["name"] == "key"] == [first + SIGN_IN]

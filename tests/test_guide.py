@@ -1,53 +1,18 @@
-"""`guide` and the overview: all that somebody gets who has seen nothing of the program."""
+"""`guide`: all that somebody gets who has seen nothing of the program."""
 import json
 import re
 import shutil
 import subprocess
 
 import pytest
+
 from conftest import PROGRAM, PYTHONS, Scripto
 
 EMAIL = "you@example.com"
 
 
-@pytest.fixture
-def newest(tmp_path):
-    return Scripto(PYTHONS[-1], tmp_path / "home")
-
-
 def shell_blocks(text):
     return re.findall(r"```sh\n(.*?)```", text, re.S)
-
-
-# ---- The overview ----
-
-
-@pytest.mark.parametrize("words, some", [
-    ([], "auth login-request"), (["--help"], "whoami"), (["-h"], "whoami"),
-    (["auth"], "auth token"), (["auth", "--help"], "auth token"), (["config"], "config show"),
-], ids=repr)  # fmt: skip
-def test_the_overview_is_an_answer(words, some, scripto):
-    run = scripto.run(*words)
-    assert run.status == 0 and some in run.out and run.err == ""
-    assert run.out.splitlines() == scripto.run(*words, "--json").data["help"]
-
-
-def test_the_overview_of_a_group_is_of_that_group(newest):
-    assert "whoami" not in newest.run("auth").out
-
-
-@pytest.mark.parametrize("typed, meant", [
-    ("auht", "auth"), ("auht login", "auth"), ("logn", "auth login"), ("auth logn", "auth login"),
-    ("confg", "config"), ("whoiam", "whoami"), ("login", "auth login"), ("token", "auth token"),
-    ("--versoin", "--version"),
-])  # fmt: skip
-def test_a_near_miss_is_suggested(typed, meant, newest):
-    run = newest.run(*typed.split())
-    assert run.status == 2 and run.err.endswith("  next: did you mean: scripto %s\n" % meant)
-
-
-def test_nothing_near_is_nothing_suggested(newest):
-    assert "see the commands with: scripto --help" in newest.run("zzz").err
 
 
 # ---- As Markdown ----

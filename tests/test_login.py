@@ -15,7 +15,7 @@ import signal
 import time
 
 import pytest
-from conftest import PYTHONS, Listener, Scripto, http_reply, listeners, wait_until, wrong_code
+from conftest import Listener, Scripto, http_reply, listeners, wait_until, wrong_code
 
 EMAIL = "you@example.com"
 LOGIN = ["auth", "login", "--email", EMAIL]
@@ -58,11 +58,6 @@ def requests_to(backend, path):
 
 def nothing_sent(backend):
     return requests_to(backend, "/api/cli/login-request") == 0
-
-
-@pytest.fixture
-def newest(tmp_path):
-    return Scripto(PYTHONS[-1], tmp_path / "home")
 
 
 class Terminal:

@@ -7,17 +7,12 @@ import struct
 import time
 
 import pytest
-from conftest import (
-    PROGRAM,
-    PYTHONS,
-    RawServer,
-    Scripto,
-    http_reply,
-    self_signed,
-    server_side,
-)
 
-KEY = "scripto_fromthetests"
+from conftest import PROGRAM, RawServer, Scripto, http_reply, self_signed, server_side
+from client import KEY
+
+SECRET = "pass/word"
+
 USER = http_reply({"user": {"id": "user_1", "email": "you@example.com", "name": ""}})
 CODE_SENT = http_reply({"success": True, "data": {"ok": True, "email": "you@example.com"}})
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -65,12 +60,6 @@ def drip(head):
             time.sleep(0.1)
 
     return answer
-
-
-@pytest.fixture
-def newest(tmp_path):
-    """The program under the newest interpreter alone, for what takes its time."""
-    return Scripto(PYTHONS[-1], tmp_path / "home")
 
 
 class Eager(RawServer):
@@ -121,7 +110,7 @@ def with_resolver(tmp_path):
 NOT_FOUND = "raise socket.gaierror(socket.EAI_NONAME, 'Name or service not known')"
 
 
-# ---- Told apart ----------------------------------------------------------------
+# ---- Told apart ----
 
 
 def test_a_name_that_is_not_found(scripto, with_resolver):
@@ -173,7 +162,7 @@ def test_each_cause_has_words_of_its_own(newest, raw_server, tls, refusing, with
     assert len(said) == len(causes), said
 
 
-# ---- TLS -----------------------------------------------------------------------
+# ---- TLS ----
 
 
 def test_a_certificate_that_is_trusted(scripto, raw_server, tls, certificate):
@@ -223,7 +212,7 @@ def test_http_to_a_port_that_speaks_https(newest, raw_server, tls):
     assert ask(newest, raw_server(USER, tls).url.replace("https:", "http:")).status in (1, 3)
 
 
-# ---- Time ----------------------------------------------------------------------
+# ---- Time ----
 
 SLOW = {
     "silent": silent,
@@ -305,7 +294,7 @@ def test_a_time_out_that_is_one_is_taken(newest, raw_server, value):
     assert ask(newest, raw_server(USER).url, env={"SCRIPTO_TIMEOUT": value}).status == 0
 
 
-# ---- Once, and only once -------------------------------------------------------
+# ---- Once, and only once ----
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -333,7 +322,7 @@ def test_an_answer_is_never_asked_for_again(newest, raw_server, command, status)
     assert len(server.requests) == 1
 
 
-# ---- Redirects -----------------------------------------------------------------
+# ---- Redirects ----
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -354,7 +343,7 @@ def test_no_redirect_is_followed_within_the_backend_either(newest, raw_server, l
     assert len(server.requests) == 1
 
 
-# ---- Size ----------------------------------------------------------------------
+# ---- Size ----
 
 
 @pytest.mark.parametrize("more, status", [(0, 0), (1, 1)])
@@ -400,7 +389,7 @@ def peak_memory(process):
     return usage.ru_maxrss * 1024
 
 
-# ---- Proxies -------------------------------------------------------------------
+# ---- Proxies ----
 
 BEYOND = {"SCRIPTO_ALLOW_HTTP": "1"}
 
@@ -490,7 +479,7 @@ def test_a_proxy_that_does_not_work_is_not_blamed_on_the_backend(newest, with_re
     assert "secret" not in run.out
 
 
-# ---- What is sent --------------------------------------------------------------
+# ---- What is sent ----
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -529,3 +518,27 @@ def test_a_chunk_of_less_than_nothing_costs_no_memory(edge, tmp_path, raw_server
 
     run = scripto.run(*words, preexec_fn=limited)
     assert run.error["code"] in ("invalid-response", "network-error"), run.err
+
+
+# ---- Proxies that are not spoken ----
+
+
+@pytest.mark.parametrize("proxy", [
+    "http:/user:%s@proxy.example:1", "http://user:%s@proxy.example:1", "user:%s@proxy.example:1",
+    "https://user:%s@proxy.example:1", "socks5://user:%s@proxy.example:1", "http://user:%s@[",
+])  # fmt: skip
+@pytest.mark.parametrize("words", (["whoami", "--api-key", KEY], ["doctor"]), ids=" ".join)
+def test_no_proxy_has_its_password_shown(newest, words, proxy):
+    env = {"HTTPS_PROXY": proxy % SECRET, "SCRIPTO_TIMEOUT": "5"}
+    run = newest.run(*words, "--json", "--api-url", "https://backend.example", env=env)
+    assert run.status == 1 and "https_proxy" in run.out
+    told = run.out.replace(str(newest.home), "")
+    assert not any(part in told.replace("pass another", "") for part in SECRET.split("/"))
+
+
+@pytest.mark.parametrize("proxy", ("socks5://127.0.0.1:1", "https://127.0.0.1:1", "127.0.0.1:port"))
+def test_a_proxy_that_is_not_spoken_is_refused(scripto, proxy):
+    begin = time.monotonic()
+    error = ask(scripto, "https://backend.example", env={"HTTPS_PROXY": proxy}).error
+    assert error["code"] == "failed-precondition" and "https_proxy" in error["message"]
+    assert time.monotonic() - begin < 15 and "https_proxy" in error["nextAction"]

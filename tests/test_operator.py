@@ -15,7 +15,7 @@ import time
 
 import pytest
 from conftest import PROGRAM, Result, Scripto, wait_until
-from test_backend import (
+from backend import (
     ME,
     YOU,
     ask,

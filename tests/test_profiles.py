@@ -1,4 +1,5 @@
-"""The profile file and the keys in it: nothing lost, nothing leaked, whatever happens to them."""
+"""The profile file: whole at every moment, private, where it belongs; and no code is spent whose key
+cannot be stored."""
 import ctypes
 import fcntl
 import itertools
@@ -16,65 +17,16 @@ import threading
 import time
 
 import pytest
-
 import conftest
-from conftest import EDGES, PYTHONS, Backend, Result, Scripto, http_reply, wait_until
 
-KEY = "scripto_" + "K3y" * 12
-OTHER_KEY = "scripto_" + "0th" * 12
-NOWHERE = "http://127.0.0.1:9"  # nothing listens at the discard port
-EMAILS = ("user%d@example.com" % number for number in itertools.count())
-DROP_FROM_BOUNDING_SET, FILE_CAPABILITIES = 24, (0, 1, 2, 3)  # <linux/prctl.h>, capability.h
+from conftest import EDGES, PYTHONS, Result, Scripto, http_reply, wait_until
+from client import (
+    EMAIL, EMAILS, GOOD, KEY, LOGIN_COMPLETE, LOGIN_REQUEST, ME, NOWHERE, OFFLINE, OTHER_KEY, SENT,
+    case_id, complete, files_beside, in_turn, minted, mode_of, refusal, refused, some_state, store,
+    without_privileges,
+)  # fmt: skip
+
 NEW_USER_NAMESPACE, UNKNOWN_UID = 0x10000000, 54321  # <linux/sched.h>
-
-
-def in_turn(name, cases):
-    """Parametrizes a test with cases, the oldest and the newest interpreter taking turns."""
-    ids = list(cases) if isinstance(cases, dict) else map(case_id, cases)
-    cases = cases.values() if isinstance(cases, dict) else cases
-    rows = [
-        pytest.param(python, *(case if "," in name else (case,)), id=case_name)
-        for python, case, case_name in zip(itertools.cycle(EDGES), cases, ids)
-    ]
-    return pytest.mark.parametrize("edge, " + name, rows)
-
-
-def case_id(case):
-    return getattr(case, "__name__", None) or " ".join(map(str, case)).replace(KEY, "KEY")
-
-
-def some_state(**top):
-    """Two profiles, the first one active."""
-    profile = {"apiKey": KEY, "email": "you@example.com", "userId": "user_1", "baseUrl": NOWHERE}
-    them = dict(profile, apiKey=OTHER_KEY, email="them@example.com")
-    return dict({"activeProfile": "you", "profiles": {"you": profile, "them": them}}, **top)
-
-
-def mode_of(path):
-    return stat.S_IMODE(os.stat(str(path)).st_mode)
-
-
-def files_beside(path):
-    """What lies in the file's folder, apart from the file itself and its lock."""
-    return {each.name for each in path.parent.iterdir()} - {path.name, path.name + ".lock"}
-
-
-def refusal(result, path=""):
-    """The error of a run that the profile file stopped, as the contract wants it."""
-    assert (result.status, result.error["code"]) == (1, "failed-precondition")
-    assert str(path) in result.error["message"] and result.error["nextAction"]
-    return result.error
-
-
-def store(scripto, name="new", key=OTHER_KEY, **more):
-    return scripto.run("config", "set", "--api-key", key, "--profile-name", name, "--json", **more)
-
-
-def without_privileges():
-    """For preexec_fn: makes root subject to file modes, as everybody else is."""
-    if os.geteuid() == 0:
-        for capability in FILE_CAPABILITIES:
-            ctypes.CDLL(None).prctl(DROP_FROM_BOUNDING_SET, capability, 0, 0, 0)
 
 
 def as_unknown_uid():
@@ -84,30 +36,6 @@ def as_unknown_uid():
         raise OSError("no user namespaces here")
     with open("/proc/self/uid_map", "w") as uid_map:
         uid_map.write("%d %d 1" % (UNKNOWN_UID, outside))
-
-
-def minted(key=KEY, email="you@example.com"):
-    """The backend's answer to the right code."""
-    data = {"apiKey": key, "keyId": "key_1", "userId": "user_1", "email": email}
-    return http_reply({"success": True, "data": data})
-
-
-def complete(email, code, url):
-    return ["auth", "login-complete", "--email", email, "--code", code, "--api-url", url, "--json"]
-
-
-@pytest.fixture(scope="module")
-def lasting(tmp_path_factory):
-    """One backend for all the tests of this file; each signs in with an email of its own."""
-    folder = tmp_path_factory.mktemp("lasting")
-    backend = Backend(Scripto(PYTHONS[-1], folder / "home"), folder / "backend")
-    yield backend
-    backend.stop()
-
-
-@pytest.fixture
-def newest(tmp_path):
-    return Scripto(PYTHONS[-1], tmp_path / "home")
 
 
 @pytest.fixture
@@ -184,7 +112,93 @@ def fill(folder):
             return path
 
 
-# ---- Whole at every moment ----------------------------------------------------
+# ---- Where the files are ----
+
+
+def test_xdg_config_home_is_where_the_profiles_live(scripto, tmp_path):
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "xdg")}
+    assert scripto.run("config", "set", "--api-key", KEY, env=env).status == 0
+    path = tmp_path / "xdg" / "scripto" / "config.json"
+    assert path.exists() and list(scripto.home.iterdir()) == []
+    assert scripto.run("config", "show", "--json", env=env).data["path"] == str(path)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("value", ["", "xdg", "./xdg", "~/xdg"])
+def test_an_xdg_variable_that_is_empty_or_relative_is_ignored(scripto, tmp_path, value):
+    (tmp_path / "here").mkdir()
+    env = {"XDG_CONFIG_HOME": value}
+    scripto.run("config", "set", "--api-key", KEY, env=env, cwd=str(tmp_path / "here"))
+    assert scripto.config.exists() and list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.parametrize("value, place", [
+    ("{home}/data", "data"), ("data", ".local/share"),
+])
+@pytest.mark.slow
+def test_the_backends_data_is_where_xdg_data_home_says(newest, value, place):
+    env = {"XDG_DATA_HOME": value.format(home=newest.home)}
+    server = newest.start("serve", "--port", "0", env=env, stderr=subprocess.DEVNULL)
+    with server:
+        first = server.stdout.readline()
+        server.send_signal(signal.SIGTERM)
+    database = newest.home / place / "scripto" / "scripto.db"
+    assert first.startswith(b"listening on ") and server.returncode == 0
+    assert stat.S_IMODE(database.stat().st_mode) == 0o600
+
+
+# ---- No home folder ----
+
+
+def passwd_says(home):
+    """Flags and environment for a run with HOME unset and that passwd entry, None for none."""
+    code = ("import pwd, runpy, sys, types\n"
+            "def getpwuid(uid):\n"
+            "    if not %(home)r: raise KeyError(uid)\n"
+            "    return types.SimpleNamespace(pw_dir=%(home)r)\n"
+            "pwd.getpwuid, sys.argv = getpwuid, sys.argv[1:]\n"
+            "runpy.run_path(sys.argv[0], run_name='__main__')\n")  # fmt: skip
+    return {"flags": ["-c", code % {"home": home}], "env": {"HOME": None}}
+
+
+def test_without_home_the_passwd_entry_counts(scripto):
+    run = passwd_says(str(scripto.home))
+    assert scripto.run("config", "set", "--api-key", KEY, **run).status == 0
+    assert scripto.config.exists()
+
+
+@pytest.mark.parametrize("words", [
+    ["use"], ["logout"], ["config", "show"], ["config", "clear", "--yes", "--all"], LOGIN_COMPLETE,
+    ["config", "set", "--api-key", KEY], ["whoami", "--profile", "you"],
+], ids=" ".join)  # fmt: skip
+def test_no_home_is_an_error_that_names_the_way_out(newest, raw_server, words):
+    server, run = raw_server(minted(EMAIL)), passwd_says(None)
+    run["env"]["SCRIPTO_API_BASE_URL"] = server.url
+    error = refused(newest.run(*words, "--json", **run), "failed-precondition", 1)
+    assert "XDG_CONFIG_HOME" in error["nextAction"] or "SCRIPTO_API_KEY" in error["nextAction"]
+    assert server.requests == []
+
+
+def test_with_no_home_the_way_out_is_one(scripto, raw_server, tmp_path):
+    server = raw_server(http_reply({"user": ME}))
+    run = passwd_says(None)
+    run["env"].update(SCRIPTO_API_BASE_URL=server.url)
+    assert scripto.run("whoami", "--api-key", KEY, **run).status == 0
+    run["env"].update(SCRIPTO_API_KEY=KEY)
+    assert scripto.run("whoami", **run).status == 0
+    run["env"].update(SCRIPTO_API_KEY=None, XDG_CONFIG_HOME=str(tmp_path / "xdg"))
+    assert scripto.run("config", "set", "--api-key", KEY, **run).status == 0
+    assert scripto.run("whoami", **run).status == 0
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], LOGIN_REQUEST], ids=" ".join)
+def test_no_home_is_no_error_where_no_file_is_needed(newest, raw_server, words):
+    run = passwd_says(None)
+    run["env"]["SCRIPTO_API_BASE_URL"] = raw_server(SENT).url
+    assert newest.run(*words, **run).status == 0
+
+
+# ---- Whole at every moment ----
 
 
 @pytest.mark.slow
@@ -353,9 +367,8 @@ def test_a_temporary_file_that_is_a_link_is_not_written_through(scripto, tmp_pat
     assert victim.read_text() == "precious" and mode_of(scripto.config) == 0o600
 
 
-# ---- A file that cannot be understood ------------------------------------------
+# ---- A file that cannot be understood ----
 
-GOOD = json.dumps(some_state()).encode()
 BAD_FILES = {
     "truncated": GOOD[:-30],
     "empty": b"",
@@ -385,7 +398,6 @@ COMMANDS = [  # every command that reads or writes the profile file
     ["auth", "login-request", "--email", "you@example.com", "--profile", "you"],
     ["auth", "login-complete", "--email", "you@example.com", "--code", "123456"],
 ]  # fmt: skip
-OFFLINE = {"HTTPS_PROXY": NOWHERE, "SCRIPTO_TIMEOUT": "5"}  # should production be asked after all
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=case_id)
@@ -454,7 +466,7 @@ def test_a_byte_order_mark_is_read_past(scripto):
     assert set(scripto.state()["profiles"]) == {"you", "them", "new"}
 
 
-# ---- Something else in a file's place -------------------------------------------
+# ---- Something else in a file's place ----
 
 
 def put_fifo(path):
@@ -544,7 +556,7 @@ def test_no_hang_and_no_loss_at_what_is_in_a_side_files_place(thing, suffix, new
         assert set(newest.state()["profiles"]) == {"you", "them", "new"}
 
 
-def test_a_link_stays_a_link(scripto, tmp_path, lasting):
+def test_a_link_stays_a_link(scripto, tmp_path, shared):
     """Every command that writes changes what the link leads to."""
     real = tmp_path / "dotfiles" / "scripto.json"
     real.parent.mkdir()
@@ -555,7 +567,7 @@ def test_a_link_stays_a_link(scripto, tmp_path, lasting):
     store(scripto).data
     scripto.run("use", "them", "--json").data
     scripto.run("logout", "you", "--json").data
-    name = scripto.sign_in(lasting, next(EMAILS))["profile"]
+    name = scripto.sign_in(shared, next(EMAILS))["profile"]
     assert scripto.config.is_symlink() and not real.is_symlink()
     assert set(json.loads(real.read_text())["profiles"]) == {"them", "new", name}
     assert mode_of(real) == 0o600 and mode_of(real.parent) == 0o755
@@ -589,7 +601,7 @@ def test_a_link_to_a_missing_folder_costs_no_code_or_works(scripto, tmp_path, ra
     assert result.status == 0 or (refusal(result, scripto.config) and not server.requests)
 
 
-# ---- A home that cannot be written: an error before the code is spent -------------
+# ---- A home that cannot be written: an error before the code is spent ----
 
 
 def missing_home(scripto, request):
@@ -701,12 +713,12 @@ BROKEN_HOMES = [
 
 
 @in_turn("breakage", BROKEN_HOMES)
-def test_a_home_that_cannot_be_written_costs_no_code(breakage, scripto, lasting, tmp_path, request):
+def test_a_home_that_cannot_be_written_costs_no_code(breakage, scripto, shared, tmp_path, request):
     """The code still works afterwards, from a home that is well."""
     email, well = next(EMAILS), Scripto(PYTHONS[-1], tmp_path / "well")
-    login = ["auth", "login-request", "--email", email, "--api-url", lasting.url]
+    login = ["auth", "login-request", "--email", email, "--api-url", shared.url]
     assert well.run(*login).status == 0
-    words = complete(email, lasting.code_for(email), lasting.url)
+    words = complete(email, shared.code_for(email), shared.url)
     refusal(scripto.run(*words, timeout=20, **breakage(scripto, request)))
     assert well.run(*words).data["email"] == email
 
@@ -759,7 +771,7 @@ def test_an_xdg_variable_that_is_no_absolute_path_is_ignored(value, newest, tmp_
     assert not list(tmp_path.glob("**/relative"))
 
 
-# ---- The key of a spent code is not lost ------------------------------------------
+# ---- The key of a spent code is not lost ----
 
 
 def junk_in_the_file(scripto):
@@ -900,7 +912,76 @@ def test_ctrl_c_while_waiting_for_a_lock_is_130_and_changes_nothing(scripto, hol
     assert scripto.config.read_bytes() == GOOD
 
 
-# ---- Modes ------------------------------------------------------------------------
+# ---- A code that may be spent ----
+
+
+def interrupted(scripto, url, started):
+    process = scripto.start(*complete("you@example.com", "123456", url))
+    assert started.wait(20)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert b"Traceback" not in err
+    return process.returncode, json.loads(out.decode())["error"]
+
+
+def test_ctrl_c_while_a_code_is_tried_says_that_it_may_be_spent(scripto, raw_server):
+    asked, done = threading.Event(), threading.Event()
+
+    def answer(connection):
+        asked.set()
+        done.wait(20)
+
+    status, error = interrupted(scripto, raw_server(answer).url, asked)
+    done.set()
+    assert (status, error["code"]) == (130, "cancelled")
+    assert "used up" in error["nextAction"] and "auth login-request" in error["nextAction"]
+
+
+@pytest.mark.parametrize("reply", [
+    http_reply({"success": True, "data": {}}),
+    http_reply({"success": True, "data": {"apiKey": "sk_1"}}), http_reply(b"<html>"), b"",
+], ids=["no key", "no key of ours", "html", "nothing"])  # fmt: skip
+def test_an_answer_that_may_have_cost_the_code_says_so(scripto, raw_server, reply):
+    words = complete("you@example.com", "123456", raw_server(reply).url)
+    assert "used up" in scripto.run(*words).error["nextAction"]
+
+
+@pytest.mark.parametrize("status", (400, 429))
+def test_one_that_did_not_says_nothing_of_it(scripto, raw_server, status):
+    words = complete("you@example.com", "123456", raw_server(http_reply({}, status)).url)
+    assert "used up" not in scripto.run(*words).error["nextAction"]
+
+
+def test_ctrl_c_at_the_last_flush_does_not_disown_a_key_that_is_stored(scripto, raw_server, patched):
+    """The second flush of a folder is the one after the key was stored."""
+    flag = scripto.home / "flushing"
+    env = patched(
+        "import os, stat, time\n"
+        "real, seen = os.fsync, []\n"
+        "def fsync(descriptor):\n"
+        "    real(descriptor)\n"
+        "    if stat.S_ISDIR(os.fstat(descriptor).st_mode):\n"
+        "        seen.append(1)\n"
+        "        if len(seen) == 2:\n"
+        "            open(%r, 'w').close()\n"
+        "            time.sleep(30)\n"
+        "os.fsync = fsync\n" % str(flag))
+    words = complete("you@example.com", "123456", raw_server(minted()).url)
+    process = scripto.start(*words, env=env)
+    wait_until(flag.exists, what="the last flush")
+    process.send_signal(signal.SIGINT)
+    out = process.communicate(timeout=20)[0].decode()
+    assert KEY not in out and scripto.state()["profiles"]["you"]["apiKey"] == KEY
+    assert json.loads(out)["success"] is True and process.returncode == 0
+
+
+@pytest.mark.parametrize("words", (["use", "nobody"], ["logout", "nobody"]), ids=" ".join)
+def test_a_profile_that_is_not_there_makes_no_file(scripto, words):
+    assert scripto.run(*words, "--json").error["code"] == "not-found"
+    assert list(scripto.home.iterdir()) == []
+
+
+# ---- Modes ----
 
 
 @pytest.mark.parametrize("umask", (0o000, 0o022, 0o077, 0o777), ids="{:04o}".format)
@@ -973,20 +1054,20 @@ def test_a_folder_that_others_can_enter_is_tightened_by_a_write(scripto):
     assert mode_of(scripto.config.parent) == 0o700
 
 
-# ---- Members that are not ours ------------------------------------------------------
+# ---- Members that are not ours ----
 
 
-def test_unknown_members_survive_every_write(scripto, lasting):
+def test_unknown_members_survive_every_write(scripto, shared):
     extra = {"deep": [1, None, {"é\u2028": True}], "big": 2**70, "half": "\ud800", "real": 0.1}
     email = next(EMAILS)
     scripto.write_config({"extra": extra, "profiles": {}, "version": 3})
-    scripto.sign_in(lasting, email)
+    scripto.sign_in(shared, email)
     state = scripto.state()
     mine = state["activeProfile"]
     state["profiles"][mine]["extra"] = extra
     state["profiles"]["them"] = {"apiKey": OTHER_KEY, "theirs": extra}
     scripto.write_config(state)
-    scripto.sign_in(lasting, email)
+    scripto.sign_in(shared, email)
     store(scripto, "them", KEY).data
     store(scripto, "gone", KEY).data
     scripto.run("use", mine, "--json").data
@@ -1033,206 +1114,57 @@ def test_a_profile_that_makes_no_sense_is_an_error_and_stays(profile, scripto):
     assert scripto.state()["profiles"]["odd"] == profile
 
 
-# ---- Which key ------------------------------------------------------------------------
-
-UNKNOWN = [
-    ["whoami", "--profile", "nobody"], ["auth", "token", "--profile", "nobody"],
-    ["auth", "login-request", "--email", "you@example.com", "--profile", "nobody"],
-    ["auth", "login-complete", "--email", "you@example.com", "--code", "123456",
-     "--profile", "nobody"],
-    ["config", "show", "--profile", "nobody"],
-    ["config", "clear", "--yes", "--profile", "nobody"], ["use", "nobody"], ["logout", "nobody"],
-]  # fmt: skip
+# ---- Members and names ----
 
 
-@in_turn("words", UNKNOWN)
-def test_an_unknown_profile_is_not_found_even_where_the_environment_wins(words, scripto):
-    scripto.write_config(GOOD)
-    for env in ({}, {"SCRIPTO_API_KEY": KEY, "SCRIPTO_API_BASE_URL": NOWHERE}):
-        result = scripto.run(*words, "--json", env=env)
-        assert result.status == 1, result.out
-        assert result.error["code"] == "not-found" and result.error["nextAction"]
-    assert scripto.config.read_bytes() == GOOD
+def test_numbers_that_are_not_ours_stay(scripto):
+    numbers = {"a": 1.5, "b": 2**70, "c": -3, "d": "\ufdd01"}
+    scripto.write_config({"profiles": {"you": {"apiKey": KEY}}, "x": numbers})
+    scripto.run("use", "you", "--json").data
+    assert scripto.state()["x"] == numbers
+    assert [type(each) for each in scripto.state()["x"].values()] == [float, int, int, str]
 
 
-def test_the_first_key_that_is_set_wins(scripto):
-    scripto.write_config(GOOD)
-    env = {"SCRIPTO_API_KEY": "scripto_env"}
-    assert scripto.run("auth", "token").out == KEY + "\n"
-    assert scripto.run("auth", "token", "--profile", "them").out == OTHER_KEY + "\n"
-    assert scripto.run("auth", "token", env=env).out == "scripto_env\n"
-    assert scripto.run("auth", "token", "--profile", "them", env=env).out == OTHER_KEY + "\n"
-    flag = ["--api-key", "scripto_flag", "--profile", "them"]
-    assert scripto.run("auth", "token", *flag, env=env).out == "scripto_flag\n"
+def test_a_dangling_active_profile_never_means_production(scripto, raw_server):
+    scripto.write_config(some_state(activeProfile="gone"))
+    email = ["auth", "login-request", "--email", "you@example.com", "--json"]
+    for words in (["whoami", "--json"], ["auth", "token", "--json"], email):
+        error = scripto.run(*words, env={"HTTPS_PROXY": NOWHERE}).error
+        assert error["code"] == "not-found" and "gone" in error["message"], words
+    error = scripto.run("whoami", "--json", env={"SCRIPTO_API_KEY": KEY}).error
+    assert error["code"] == "not-found"
+    assert scripto.run("use", "you").status == 0
 
 
-@in_turn("typed", {"line": KEY + "\n", "crlf": KEY + "\r\n", "bare": KEY, "two": KEY + "\nx\n"})
-@pytest.mark.parametrize("words", (["config", "set"], ["auth", "token"]), ids=" ".join)
-def test_a_key_comes_from_standard_input(words, typed, scripto):
-    assert scripto.run(*words, "--api-key", "-", input=typed.encode()).status == 0
-    source = [] if words[0] == "config" else ["--api-key", "-"]
-    assert scripto.run("auth", "token", *source, input=typed.encode()).out == KEY + "\n"
+def test_use_beside_logout_leaves_no_dangling_profile(scripto, patched):
+    """The profile goes between the first look at it and the lock."""
+    scripto.write_config(some_state())
+    env = patched(
+        "import fcntl, json\n"
+        "real = fcntl.flock\n"
+        "def flock(*words):\n"
+        "    real(*words)\n"
+        "    path = %r\n"
+        "    state = json.load(open(path))\n"
+        "    state['profiles'].pop('them', None)\n"
+        "    json.dump(state, open(path, 'w'))\n"
+        "fcntl.flock = flock\n" % str(scripto.config))
+    assert scripto.run("use", "them", "--json", env=env).error["code"] == "not-found"
+    assert scripto.state()["activeProfile"] == "you"
 
 
-def test_whoami_takes_its_key_from_standard_input(scripto, raw_server):
-    server = raw_server(http_reply({"user": {"id": "u", "email": "e@example.com", "name": "n"}}))
-    words = ["whoami", "--api-key", "-", "--api-url", server.url, "--json"]
-    scripto.run(*words, input=KEY.encode() + b"\n").data
-    assert b"Bearer " + KEY.encode() + b"\r\n" in server.requests[0]
+def test_a_second_key_without_a_name_does_not_replace_the_first(scripto):
+    for key in (KEY, OTHER_KEY, OTHER_KEY):
+        scripto.run("config", "set", "--api-key", key, "--json").data
+    stored = {name: each["apiKey"] for name, each in scripto.state()["profiles"].items()}
+    assert stored == {"default": KEY, "default-2": OTHER_KEY}
 
 
-@pytest.mark.parametrize("typed", (b"", b"\n", b"no-key\n", b"scripto_\n", b"scripto_a b\n",
-                                   b"scripto_\xff\n", b"x" * 200000), ids=len)  # fmt: skip
-def test_standard_input_without_a_key_is_refused(typed, newest):
-    for words in (["config", "set"], ["auth", "token"], ["whoami", "--api-url", NOWHERE]):
-        result = newest.run(*words, "--api-key", "-", "--json", input=typed)
-        assert (result.status, result.error["code"]) == (2, "invalid-argument")
-    assert not newest.config.exists()
-
-
-def test_a_closed_standard_input_is_no_key_and_no_crash(scripto):
-    words = ["config", "set", "--api-key", "-", "--json"]
-    result = scripto.run(*words, stdin=subprocess.DEVNULL, preexec_fn=lambda: os.close(0))
-    assert (result.status, result.error["code"]) == (2, "invalid-argument")
-
-
-@pytest.mark.parametrize("typed", ("%s\n", "%s", " %s \r\n"), ids=repr)
-def test_a_code_comes_from_standard_input(typed, scripto, lasting):
-    email, url = next(EMAILS), ["--api-url", lasting.url]
-    scripto.run("auth", "login-request", "--email", email, *url, "--json").data
-    code = lasting.code_for(email)
-    typed = typed % (code[:3] + " " + code[3:])
-    words = complete(email, "-", lasting.url)
-    assert scripto.run(*words, input=typed.encode()).data["email"] == email
-
-
-# ---- Keys leak nowhere -------------------------------------------------------------------
-
-
-def secret(key):
-    """What no output may hold: the key without its public prefix."""
-    return key[len("scripto_") :]
-
-
-@in_turn("as_json", {"json": ["--json"], "human": []})
-@pytest.mark.slow
-def test_no_command_prints_a_key(as_json, scripto, lasting):
-    """A whole life of a key, from minting to removal, good and bad."""
-    email = next(EMAILS)
-    url = ["--api-url", lasting.url]
-    scripto.run("auth", "login-request", "--email", email, *url)
-    words = complete(email, lasting.code_for(email), lasting.url)[:-1]
-    results = [scripto.run(*words, *as_json)]
-    minted_key = scripto.run("auth", "token").out.strip()
-    assert minted_key.startswith("scripto_")
-    given = ["--api-key", KEY]
-    named = ["--profile", scripto.state()["activeProfile"]]
-    for words in (
-        ["whoami"], ["whoami", *named, *given], ["whoami", *given, *url], ["use"],
-        ["use", named[1]], ["use", "nobody"], ["config", "show"], ["config", "show", *given],
-        ["config", "show", "--api-url", NOWHERE], ["whoami", "--api-url", NOWHERE],
-        ["config", "set", *given], ["config", "set", *given, "--profile-name", "a/b"],
-        ["config", "set", *given, "--nonsense"], ["config", "set", "--api-key", KEY + " x"],
-        ["config", "set", "--api-key", KEY[1:]], ["auth", "token", "--api-key", KEY[1:]],
-        ["config", "set", *given, "--api-url", "ftp://x"], ["doctor", *named], ["doctor", *url],
-        ["whoami", "--api-key", KEY, "--api-url", NOWHERE], ["logout", named[1]], ["logout"],
-        ["logout"], ["config", "clear", "--all", "--yes"],
-    ):  # fmt: skip
-        results.append(scripto.run(*words, *as_json, env={"HTTPS_PROXY": NOWHERE}))
-    for result in results:
-        assert secret(minted_key) not in result.out + result.err
-        assert secret(KEY)[:-1] not in result.out + result.err
-
-
-@pytest.mark.parametrize("words", (
-    ["config", "set", KEY], ["config", "set", "--api-keys", KEY], ["use", KEY], ["logout", KEY],
-    ["whoami", KEY], ["whoami", "--profile", KEY], ["whoami", "--api-url", KEY], [KEY],
-    ["auth", KEY], ["auth", "login-request", "--email", KEY], ["whoami", "--key=" + KEY],
-    ["--api-key=" + KEY, "whoami"], ["config", "set", KEY.replace("3", ".")],
-), ids=case_id)  # fmt: skip
-def test_a_key_in_the_wrong_place_is_not_echoed(words, newest):
-    """Its owner mistyped; the log that keeps the error is read by others."""
-    newest.write_config(GOOD)
-    for result in (newest.run(*words), newest.run(*words, "--json")):
-        assert secret(KEY) not in result.out + result.err
-
-
-def test_a_bad_key_of_the_environment_is_not_quoted(scripto):
-    for command in (["whoami"], ["auth", "token"], ["config", "show"]):
-        for value in (secret(KEY), KEY + " x"):
-            result = scripto.run(*command, env={"SCRIPTO_API_KEY": value})
-            assert secret(KEY) not in result.out + result.err
-
-
-@in_turn("status, code", ((401, "unauthenticated"), (500, "internal")))
-def test_a_backend_that_quotes_the_key_does_not_get_it_printed(status, code, scripto, raw_server):
-    body = {"success": False, "error": {"code": code, "message": "bad key %s!" % KEY}}
-    words = ["whoami", "--api-key", KEY, "--api-url", raw_server(http_reply(body, status)).url]
-    for result in (scripto.run(*words), scripto.run(*words, "--json")):
-        assert result.status != 0 and secret(KEY) not in result.out + result.err
-
-
-@pytest.mark.parametrize("command", (["use"], ["logout", "odd"], ["config", "show"], ["whoami"]),
-                         ids=" ".join)  # fmt: skip
-def test_a_broken_stored_key_is_not_quoted(command, newest):
-    newest.write_config({"activeProfile": "odd", "profiles": {"odd": {"apiKey": secret(KEY)}}})
-    result = newest.run(*command, env=OFFLINE)
-    assert secret(KEY) not in result.out + result.err
-
-
-@pytest.mark.slow
-def test_a_bad_file_is_not_quoted(newest):
-    for content in (GOOD[:-30], b'{"profiles": "%s"}' % KEY.encode(), KEY.encode()):
-        newest.write_config(content)
-        for words in (["use"], ["config", "show"], ["doctor", "--api-url", NOWHERE]):
-            result = newest.run(*words)
-            assert result.status == 1 and secret(KEY)[:20] not in result.out + result.err
-
-
-# ---- whoami says what was checked ----------------------------------------------------------
-
-REFUSALS = {
-    "refused": (http_reply({"error": "Unauthorized"}, 401), 4, "unauthenticated"),
-    "refused-html": (http_reply(b"<html>", 401), 4, "unauthenticated"),
-    "failing": (http_reply({"error": "x"}, 500), 3, "internal"),
-    "limited": (http_reply({"error": "x"}, 429), 3, "resource-exhausted"),
-    "silent": (b"", 3, "network-error"),
-    "web-page": (http_reply(b"<html>hello</html>"), 1, "invalid-response"),
-    "redirect": (http_reply(b"", 302, "Location: /login"), 1, "invalid-response"),
-    "null": (http_reply(b"null"), 1, "invalid-response"),
-    "no-user": (http_reply({"success": True}), 1, "invalid-response"),
-    "user-null": (http_reply({"user": None}), 1, "invalid-response"),
-    "user-empty": (http_reply({"user": {}}), 1, "invalid-response"),
-    "user-blank": (http_reply({"user": {"id": "", "email": ""}}), 1, "invalid-response"),
-    "user-odd": (http_reply({"user": {"id": 7, "email": None}}), 1, "invalid-response"),
-    "half": (http_reply({"user": {"id": "u"}})[:-5], 1, "invalid-response"),
-}
-
-
-@in_turn("reply, status, code", REFUSALS)
-def test_whoami_never_answers_from_the_profile(reply, status, code, scripto, raw_server):
+def test_a_new_key_by_hand_keeps_nothing_of_whom_the_old_one_was(scripto):
     state = some_state()
-    state["profiles"]["you"]["baseUrl"] = raw_server(reply).url
+    state["profiles"]["you"].update(keyId="key_1", note="mine")
     scripto.write_config(state)
-    result = scripto.run("whoami", "--json")
-    assert "you@example.com" not in result.out
-    assert (result.status, result.error["code"]) == (status, code)
-    human = scripto.run("whoami")
-    assert human.status == status and not human.out
-
-
-def test_whoami_does_not_answer_when_nobody_is_there(scripto):
-    scripto.write_config(GOOD)
-    result = scripto.run("whoami", "--json")
-    assert (result.status, result.error["code"]) == (3, "network-error")
-    assert "you@example.com" not in result.out
-
-
-def test_whoami_fills_only_blanks_and_only_from_the_keys_own_profile(scripto, raw_server):
-    state = some_state()
-    server = raw_server(http_reply({"user": {"id": "u", "email": "", "name": ""}}))
-    state["profiles"]["you"]["baseUrl"] = server.url
-    scripto.write_config(state)
-    assert scripto.run("whoami", "--json").data["user"]["email"] == "you@example.com"
-    words = ["whoami", "--api-key", KEY, "--json"]
-    assert not scripto.run(*words).data["user"]["email"]
+    store(scripto, "you").data
+    profile = scripto.state()["profiles"]["you"]
+    assert profile["apiKey"] == OTHER_KEY and profile["note"] == "mine"
+    assert not set(profile) & {"email", "userId", "keyId"}

@@ -3,16 +3,14 @@ import errno
 import fcntl
 import json
 import os
-import pty
 import re
-import select
 import signal
 import socket
 import struct
 import termios
 
 import pytest
-from conftest import PYTHONS, Scripto, http_reply, wait_until
+from conftest import Terminal, Scripto, http_reply, wait_until
 
 KEY = "scripto_fromthetests"
 HOSTILE = {
@@ -44,12 +42,6 @@ def failure(**error):
     return http_reply({"success": False, "error": dict({"code": "odd"}, **error)}, 400)
 
 
-@pytest.fixture
-def newest(tmp_path):
-    """The program under the newest interpreter alone."""
-    return Scripto(PYTHONS[-1], tmp_path / "home")
-
-
 @pytest.fixture(autouse=True)
 def started(monkeypatch):
     """A test that fails half-way leaves no process behind."""
@@ -74,49 +66,6 @@ def hostile_file(newest):
     state = {"activeProfile": ALL_HOSTILE, "profiles": {ALL_HOSTILE: profile, "you": profile}}
     newest.write_config(state)
     return newest
-
-
-class Terminal:
-    """The program with some of its streams on a terminal of its own, the controlling one."""
-
-    def __init__(self, scripto, *words, streams=("stdin", "stdout", "stderr"), **start):
-        self.master, slave = pty.openpty()
-        start.update({name: slave for name in streams})
-        self.process = scripto.start(
-            *words, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0), **start
-        )
-        os.close(slave)
-        self.screen, self.ended = "", False
-
-    def read(self):
-        while not self.ended and select.select([self.master], [], [], 0.01)[0]:
-            try:
-                self.screen += os.read(self.master, 65536).decode("utf-8", "replace")
-            except OSError:  # all of the program's ends are closed
-                self.ended = True
-        return self.screen
-
-    def wait_for(self, text):
-        wait_until(lambda: text in self.read(), what="%r on the screen" % text)
-
-    def type(self, text):
-        os.write(self.master, text if isinstance(text, bytes) else text.encode())
-
-    def echoes(self):
-        return bool(termios.tcgetattr(self.master)[3] & termios.ECHO)
-
-    def end(self):
-        """The exit status, once all output has been read; what was not on the terminal."""
-        wait_until(lambda: self.read() is not None and self.process.poll() is not None)
-        wait_until(lambda: self.read() is not None and self.ended, 2, "the terminal's end")
-        pipes = [self.process.stdin, self.process.stdout, self.process.stderr]
-        self.out = pipes[1].read().decode() if pipes[1] else ""
-        for each in filter(None, pipes):
-            each.close()
-        os.close(self.master)
-        assert "Traceback" not in self.screen + self.out, self.screen
-        return self.process.returncode
 
 
 # ---- Strings from outside ------------------------------------------------------

@@ -1,23 +1,13 @@
-"""What a script does with a key: api, run, keys, and logout that revokes."""
+"""`api`: one request with the profile's key, and the reply as it came."""
 import json
 import os
 import re
-import shutil
-import signal
 import subprocess
-import time
 
 import pytest
-from conftest import EDGES, PROGRAM, PYTHONS, Scripto, http_reply, python_id
-from test_terminal import Terminal
 
-KEY = "scripto_" + "k" * 43
-HINT_ID = "see the ids with: scripto keys list"
-
-
-@pytest.fixture
-def newest(tmp_path):
-    return Scripto(PYTHONS[-1], tmp_path / "home")
+from conftest import EDGES, PROGRAM, Scripto, Terminal, http_reply, python_id
+from client import KEY
 
 
 @pytest.fixture
@@ -46,7 +36,7 @@ def said(result, code, status, next_action=None):
     return "\n".join(before)
 
 
-# ---- api: the request ----
+# ---- The request ----
 
 
 def test_api_asks_with_the_profiles_key(scripto, backend):
@@ -142,7 +132,7 @@ def test_the_key_goes_nowhere_else(newest, at, raw_server):
     assert elsewhere.requests == server.requests == []
 
 
-# ---- api: the reply ----
+# ---- The reply ----
 
 
 def test_a_reply_comes_as_it_is(at, scripto):
@@ -299,243 +289,3 @@ def test_a_reply_cannot_steer_the_screen(newest, at):
     assert terminal.end() == 0
     assert "\x1b" not in terminal.screen and "\u202e" not in terminal.screen
     assert "\\x1b[2Jü" in terminal.screen
-
-
-# ---- run ----
-
-
-def test_run_hands_over_key_and_backend(scripto, backend):
-    scripto.sign_in(backend)
-    key = scripto.state()["profiles"]["you"]["apiKey"]
-    result = scripto.run("run", "--", "sh", "-c",
-                         'echo "$SCRIPTO_API_KEY $SCRIPTO_API_BASE_URL"; cat; echo x >&2; exit 7',
-                         input=b"in")  # fmt: skip
-    assert result.out == "%s %s\nin" % (key, backend.url)
-    assert (result.err, result.status) == ("x\n", 7)
-
-
-def test_run_becomes_the_command(newest):
-    """The same process, with nothing left of this program: signals, umask, arguments."""
-    env = {"SCRIPTO_API_KEY": KEY}
-    code = ("import os, sys; print(os.getpid(), os.umask(0), sys.argv[1:], "
-            "open('/proc/self/status').read() if os.path.exists('/proc/self/status') else '')")
-    words = ["run", "--", newest.python, "-S", "-c", code, "--json", "--version", "--help", "--"]
-    process = newest.start(*words, env=env, preexec_fn=lambda: os.umask(0o027))
-    out = process.communicate()[0].decode()
-    pid, umask, rest = out.split(" ", 2)
-    assert (int(pid), int(umask)) == (process.pid, 0o027)
-    assert rest.startswith("['--json', '--version', '--help', '--']")
-    process = newest.start("run", "--", "sh", "-c", "kill -PIPE $$", env=env)
-    process.communicate()
-    assert process.returncode == -signal.SIGPIPE
-
-
-def test_run_shows_the_key_nowhere(newest):
-    key = "scripto_" + os.urandom(16).hex()  # no other run of the tests has it
-    newest.write_config({"activeProfile": "a", "profiles": {"a": {"apiKey": key}}})
-    result = newest.run("run", "--", "ps", "-ww", "-o", "args") if shutil.which("ps") else None
-    assert result is None or key not in result.out + result.err
-
-
-def test_run_refuses(newest):
-    env = {"SCRIPTO_API_KEY": KEY}
-    assert newest.run("run", "--json", env=env).error["code"] == "invalid-argument"
-    assert newest.run("run", "--", env=env).status == 2
-    said(newest.run("run", "--", "no-such-command", env=env), "invalid-argument", 2)
-    assert newest.run("run", "--json", "--", "true").error["code"] == "unauthenticated"
-
-
-def test_run_on_windows_waits(newest, tmp_path):
-    """Not Windows: a Python that says it is, since what counts there is that nothing is replaced
-    and the exit status comes back."""
-    runner = tmp_path / "runner.py"
-    runner.write_text("import os, runpy, shutil, sys, subprocess\nsys.argv[0] = %r\nos.name = 'nt'\n"
-                      "del os.execvpe\n"
-                      "runpy.run_path(%r, run_name='__main__')" % (PROGRAM, PROGRAM))  # fmt: skip
-    result = newest.run("run", "--", "sh", "-c", 'echo "$SCRIPTO_API_KEY"; exit 9',
-                        program=str(runner), env={"SCRIPTO_API_KEY": KEY})  # fmt: skip
-    assert (result.status, result.out) == (9, KEY + "\n")
-
-
-# ---- keys ----
-
-
-@pytest.fixture
-def signed_in(newest, backend):
-    """Signed in, with another key named `other` at the backend: (scripto, backend, its id)."""
-    newest.sign_in(backend)
-    return newest, backend, backend.mint("you@example.com", "other")["keyId"]
-
-
-def test_keys_list_is_a_table(scripto, backend):
-    scripto.sign_in(backend)
-    other = backend.mint("you@example.com", "other")
-    own = scripto.state()["profiles"]["you"]
-    result = scripto.run("keys", "list")
-    first, second = result.out.splitlines()[1:]
-    assert first.startswith("● " + own["keyId"]) and second.startswith("  " + other["keyId"])
-    assert "other" in second and own["apiKey"][8:14] not in result.out
-    keys = scripto.run("keys", "list", "--json").data["keys"]
-    assert [(key["id"], key["current"]) for key in keys] == [
-        (own["keyId"], True), (other["keyId"], False)]  # fmt: skip
-    assert own["apiKey"] not in json.dumps(keys)
-
-
-def test_keys_list_has_the_newest_use_first(newest, raw_server):
-    def key(name, used, created):
-        return {"id": name, "start": "zzzzzz", "lastUsedAt": used, "createdAt": created}
-
-    keys = [key("never", None, "2026-01-01T00:00:00Z"), key("old", "2026-01-02T00:00:00Z", "x"),
-            key("new", "2026-01-03T00:00:00Z", "x"), key("unused", None, "2026-01-02T00:00:00Z")]
-    url = raw_server(http_reply({"success": True, "data": {"keys": keys}})).url
-    words = ["keys", "list", "--json", "--api-key", KEY, "--api-url", url]
-    listed = newest.run(*words).data["keys"]
-    assert [each["id"] for each in listed] == ["new", "old", "unused", "never"]
-
-
-def test_a_key_that_is_given_is_known_by_how_it_starts(signed_in):
-    scripto, backend, other = signed_in
-    key = backend.mint("you@example.com")
-    env = {"SCRIPTO_API_KEY": key["apiKey"], "SCRIPTO_API_BASE_URL": backend.url}
-    keys = scripto.run("keys", "list", "--json", env=env).data["keys"]
-    assert [each["id"] for each in keys if each["current"]] == [key["keyId"]]
-
-
-def test_a_list_with_odd_numbers_is_json_again(newest, raw_server):
-    """JSON has no Infinity, and a huge integer would cost seconds."""
-    keys = b'[{"id": "key_1", "n": 1e999, "at": %s}]' % (b"1" * 500000)
-    url = raw_server(http_reply(b'{"success": true, "data": {"keys": %s}}' % keys)).url
-    run = newest.run("keys", "list", "--json", "--api-key", KEY, "--api-url", url)
-    assert '"n": null, "at": null,' in run.out
-
-
-@pytest.mark.parametrize("keys", [None, {}, [1], "x"])
-def test_a_list_that_is_none_is_an_error(newest, raw_server, keys):
-    url = raw_server(http_reply({"success": True, "data": {"keys": keys}})).url
-    words = ["keys", "list", "--json", "--api-key", KEY, "--api-url", url]
-    assert newest.run(*words).error["code"] == "invalid-response"
-
-
-@pytest.mark.slow
-def test_keys_revoke_ends_a_key(signed_in):
-    scripto, backend, other = signed_in
-    assert scripto.run("keys", "revoke", other, "--json").data == {"id": other, "revoked": True}
-    assert [key["id"] for key in scripto.run("keys", "list", "--json").data["keys"]] != []
-    said(scripto.run("keys", "revoke", other), "not-found", 1, HINT_ID)
-    assert scripto.run("whoami").status == 0
-
-
-def test_the_key_in_use_is_known_by_its_id_where_that_is_stored(newest, raw_server):
-    keys = {"keys": [{"id": each, "start": KEY[len("scripto_"):][:6]} for each in ("key_1", "key_2")]}
-    url = raw_server(http_reply({"success": True, "data": keys})).url
-    profile = {"apiKey": KEY, "keyId": "key_2", "baseUrl": url}
-    newest.write_config({"activeProfile": "a", "profiles": {"a": profile}})
-    shown = newest.run("keys", "list", "--json").data["keys"]
-    assert {key["id"]: key["current"] for key in shown} == {"key_1": False, "key_2": True}
-
-
-def test_an_id_of_a_backends_making_stays_within_its_path(newest, raw_server):
-    data = {"keys": [{"id": "a/../b?c", "start": "zzzzzz"}], "revoked": True}
-    server = raw_server(http_reply({"success": True, "data": data}))
-    words = ["--api-url", server.url, "--api-key", KEY]
-    assert newest.run("keys", "revoke", "a/../b?c", *words).status == 0
-    assert server.requests[1].startswith(b"DELETE /api/keys/a%2F..%2Fb%3Fc HTTP")
-
-
-@pytest.mark.parametrize("key_id", ["key_1", "", "../auth/me", "é", "a b", "x" * 5000])
-def test_an_unknown_id_is_an_error(signed_in, key_id):
-    scripto, _, other = signed_in
-    said(scripto.run("keys", "revoke", "--yes", key_id), "not-found", 1, HINT_ID)
-    assert len(scripto.run("keys", "list", "--json").data["keys"]) == 2
-
-
-@pytest.mark.slow
-def test_the_key_in_use_is_revoked_only_on_demand(signed_in):
-    scripto, _, _ = signed_in
-    own = scripto.state()["profiles"]["you"]["keyId"]
-    hint = "add --yes to: scripto keys revoke"
-    said(scripto.run("keys", "revoke", own), "invalid-argument", 2, hint)
-    for typed, status in (("n", 130), ("y", 0)):
-        terminal = Terminal(scripto, "keys", "revoke", own)
-        terminal.wait_for("? [y/N] ")
-        terminal.type(typed + "\n")
-        assert terminal.end() == status
-    assert scripto.run("whoami", "--json").error["code"] == "unauthenticated"
-
-
-def test_the_key_in_use_is_revoked_without_a_question_by_yes(signed_in):
-    scripto, _, _ = signed_in
-    own = scripto.state()["profiles"]["you"]["keyId"]
-    assert scripto.run("keys", "revoke", own, "--yes").status == 0
-    assert scripto.run("whoami", "--json").error["code"] == "unauthenticated"
-
-
-# ---- logout ----
-
-
-def works(backend, key):
-    return backend.request("GET", "/api/auth/me", key=key)[0] == 200
-
-
-def test_logout_says_that_nothing_is_revoked_and_how_to(signed_in):
-    scripto, backend, _ = signed_in
-    profile = scripto.state()["profiles"]["you"]
-    out = scripto.run("logout").out
-    assert "not revoked" in out and "scripto keys revoke " + profile["keyId"] in out
-    assert works(backend, profile["apiKey"])
-    for words in (["logout", "--help"], ["config", "clear", "--help"]):
-        text = " ".join(scripto.run(*words).out.split())
-        assert "revoke" in text
-    assert "on this machine" in text
-
-
-def test_logout_with_revoke_revokes_first(scripto, backend):
-    scripto.sign_in(backend)
-    profile = scripto.state()["profiles"]["you"]
-    data = scripto.run("logout", "--revoke", "--json").data
-    assert data == {"removed": "you", "revoked": True, "activeProfile": None}
-    assert not works(backend, profile["apiKey"]) and scripto.state()["profiles"] == {}
-
-
-def test_logout_revokes_the_profiles_own_key_at_its_own_backend(signed_in, raw_server):
-    scripto, backend, _ = signed_in
-    profile = scripto.state()["profiles"]["you"]
-    other = backend.mint("me@example.com")["apiKey"]
-    elsewhere = raw_server(http_reply({}, 500))
-    env = {"SCRIPTO_API_KEY": other, "SCRIPTO_API_BASE_URL": elsewhere.url}
-    assert scripto.run("logout", "you", "--revoke", env=env).status == 0
-    assert works(backend, other) and not works(backend, profile["apiKey"])
-    assert elsewhere.requests == []
-
-
-def test_a_key_set_by_hand_can_be_revoked(newest, backend):
-    key = backend.mint("you@example.com")["apiKey"]
-    newest.run("config", "set", "--api-key", key, "--api-url", backend.url)
-    assert newest.run("logout", "--revoke").status == 0 and not works(backend, key)
-
-
-def test_a_key_that_is_refused_counts_as_revoked(signed_in):
-    scripto, backend, _ = signed_in
-    profile = scripto.state()["profiles"]["you"]
-    backend.request("DELETE", "/api/keys/" + profile["keyId"], key=profile["apiKey"])
-    before = scripto.config.read_bytes()
-    out = scripto.run("logout", "--revoke").out
-    assert "Its key was not valid any more" in out and "is revoked" not in out
-    scripto.config.write_bytes(before)
-    assert scripto.run("logout", "--revoke", "--json").data["revoked"] is True
-    assert scripto.state()["profiles"] == {}
-
-
-@pytest.mark.parametrize("how", ["down", "broken", "another key", "not taken"])
-def test_logout_keeps_the_profile_if_revoking_fails(newest, raw_server, how):
-    keys = [{"id": "key_1", "start": "kkkkkk" if how == "not taken" else "other"}]
-    data = {"keys": keys, "revoked": False}
-    reply = http_reply({"success": True, "data": data}, 500 if how == "broken" else 200)
-    server = raw_server(reply)
-    profile = {"apiKey": KEY, "baseUrl": server.url}
-    newest.write_config({"activeProfile": "a", "profiles": {"a": profile}})
-    if how == "down":
-        server.close()
-    before = newest.config.read_bytes()
-    assert newest.run("logout", "--revoke").status in (1, 3)
-    assert newest.config.read_bytes() == before

@@ -1,18 +1,19 @@
-"""Machines with less than a whole Python: what can work works, the rest says what to install.
-
-What a Python may lack is taken away from one that has it: Alpine's or a self-built one without
-ssl or sqlite3, Debian's python3-minimal without json, Windows without fcntl, pwd and fchmod.
-"""
+"""Every Python, also one with less than a whole library; ways to start the program; its own faults."""
 import json
+import os
+import pathlib
 import re
 import shutil
 import subprocess
+import time
+import zipapp
 
 import pytest
-from conftest import PROGRAM, PYTHONS, Backend, Scripto, http_reply, wait_until
+import conftest
 
-pytestmark = pytest.mark.slow  # every test imitates a Python of its own
-KEY = "scripto_fromthetests"
+from conftest import PROGRAM, Backend, Scripto, http_reply, wait_until
+from client import KEY, NOWHERE, complete, some_state
+
 USER = http_reply({"user": {"id": "user_1", "email": "you@example.com", "name": ""}})
 RUNNER = """
 import os, runpy, sys
@@ -50,12 +51,7 @@ def without(tmp_path):
     return make
 
 
-@pytest.fixture
-def newest(tmp_path):
-    return Scripto(PYTHONS[-1], tmp_path / "home")
-
-
-# ---- Flags of the interpreter --------------------------------------------------
+# ---- Flags of the interpreter ----
 
 
 def test_isolated_and_without_site_everywhere(python, tmp_path):
@@ -87,7 +83,7 @@ def test_a_backend_works_under_any_flag(newest, tmp_path, flags):
     assert server.returncode == 0
 
 
-# ---- Modules taken away --------------------------------------------------------
+# ---- Modules taken away ----
 
 HTTP, HTTPS = " --api-url http://127.0.0.1:1", " --api-url https://127.0.0.1:1"
 SERVE = "serve --port 0 --db DB"
@@ -293,7 +289,7 @@ def test_no_module_is_taken_from_the_folder_of_the_file(scripto, tmp_path):
     assert run.status == 0 and not (folder / "pwned").exists(), run.err
 
 
-# ---- What is loaded -----------------------------------------------------------
+# ---- What is loaded ----
 
 NETWORK = {"http.client", "urllib.request", "socket", "ssl", "email.message", "threading"}
 SERVING = {"http.server", "socketserver", "sqlite3", "smtplib", "mailbox", "hmac", "secrets",
@@ -350,3 +346,161 @@ def test_no_request_loads_a_module(newest, tmp_path):
         process.kill()
         process.communicate()
     assert after.count(" 200") == 7 and "|" not in after, after
+
+
+# ---- Hosts of the program ----
+
+
+def python_run(newest, code, **more):
+    env = dict(newest.env, PYTHONPATH=str(pathlib.Path(conftest.PROGRAM).parent))
+    process = subprocess.run([newest.python, "-c", code], env=env, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, **more)
+    assert b"Traceback" not in process.stderr, process.stderr
+    return process.returncode, process.stdout.decode()
+
+
+def test_an_importer_gets_a_status_and_keeps_its_umask(scripto):
+    code = ("import os, scripto\nos.umask(0o022)\nstatus = scripto.main(['auth', 'token'])\n"
+            "print(status, oct(os.umask(0)))")  # fmt: skip
+    assert python_run(scripto, code) == (0, "4 0o22\n")
+
+
+def as_zip(scripto, tmp_path):
+    folder, archive = tmp_path / "source", tmp_path / "scripto.pyz"
+    folder.mkdir()
+    (folder / "scripto.py").write_bytes(pathlib.Path(conftest.PROGRAM).read_bytes())
+    zipapp.create_archive(str(folder), str(archive), main="scripto:main")
+    return {"program": str(archive)}
+
+
+def as_link(scripto, tmp_path):
+    (tmp_path / "scripto").symlink_to(conftest.PROGRAM)
+    return {"program": str(tmp_path / "scripto")}
+
+
+def as_module(scripto, tmp_path):
+    return {"flags": ["-m"], "program": "scripto", "cwd": os.path.dirname(conftest.PROGRAM)}
+
+
+def as_package(scripto, tmp_path):
+    """As `pip install` leaves it: in site-packages, with a start of its own."""
+    start = tmp_path / "start"
+    start.write_text("import sys\nfrom scripto import main\nsys.exit(main())\n")
+    scripto.env["PYTHONPATH"] = os.path.dirname(conftest.PROGRAM)
+    return {"program": str(start)}
+
+
+@pytest.mark.parametrize("way", (as_zip, as_link, as_module, as_package))
+@pytest.mark.slow
+def test_every_way_to_start_it_behaves_alike(scripto, tmp_path, way):
+    start = way(scripto, tmp_path)
+    usual = Scripto(scripto.python, tmp_path / "usual")
+    for words in (["auth", "token"], ["config", "set", "--api-key", KEY], ["auth", "token"],
+                  ["--version"], ["nonsense"], ["whoami", "--help"]):
+        ours, theirs = scripto.run(*words, **start), usual.run(*words)
+        assert (ours.status, ours.out) == (theirs.status, theirs.out), words
+        assert ours.err.replace(str(scripto.home), "") == theirs.err.replace(str(usual.home), "")
+
+
+@pytest.mark.slow
+def test_an_output_that_is_full_for_now_is_waited_for(newest):
+    """A pipe that does not block, and is not read from: it sleeps, and loses nothing."""
+    newest.write_config(some_state(profiles={"p%d" % n: {"email": "e" * 90} for n in range(2000)}))
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    process = newest.start("use", "--json", stdout=write_end)
+    os.close(write_end)
+    time.sleep(1)
+    before = process_seconds(process)
+    time.sleep(1)
+    spent = process_seconds(process) - before
+    with open(read_end, "rb") as pipe:
+        assert len(json.loads(pipe.read().decode())["data"]["profiles"]) == 2000
+    process.communicate()
+    assert process.returncode == 0 and spent < 0.5
+
+
+def process_seconds(process):
+    fields = pathlib.Path("/proc/%d/stat" % process.pid).read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# ---- Bugs, and machines that lack something ----
+
+
+def broken(tmp_path, code):
+    (tmp_path / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_a_bug_names_file_and_line_and_the_line_here_that_led_there(newest, tmp_path):
+    env = broken(tmp_path, "import difflib\n\n\ndef fail(*_):\n    raise ValueError('hunter2')\n"
+                           "difflib.get_close_matches = fail\n")  # fmt: skip
+    error = newest.run("whoami", "--nonsense", "--json", env=env).error
+    assert error["code"] == "internal" and "hunter2" not in json.dumps(error)
+    assert "ValueError at sitecustomize.py:5" in error["message"]
+    line = int(re.findall(r"\d+", error["message"])[-1])
+    source = pathlib.Path(conftest.PROGRAM).read_text(encoding="utf-8").splitlines()
+    assert "get_close_matches" in source[line - 1] and "https://" in error["nextAction"]
+
+
+def test_a_machine_without_a_thread_to_spare_is_no_bug(newest, tmp_path):
+    env = broken(tmp_path, "import threading\n\n\ndef fail(*_):\n"
+                           "    raise RuntimeError(\"can't start new thread\")\n"
+                           "threading.Thread.start = fail\n")  # fmt: skip
+    words = ["whoami", "--api-key", KEY, "--api-url", NOWHERE, "--json"]
+    assert newest.run(*words, env=env).error["code"] == "failed-precondition"
+
+
+def test_a_machine_without_a_temporary_folder_is_no_bug(newest, tmp_path):
+    env = broken(tmp_path, "import errno, tempfile\n\n\ndef fail(*_, **__):\n"
+                           "    raise FileNotFoundError(errno.ENOENT, 'No usable folder')\n"
+                           "tempfile.mkdtemp = fail\n")  # fmt: skip
+    error = newest.run("demo", "--json", env=env).error
+    assert error["code"] == "failed-precondition" and "TMPDIR" in error["nextAction"]
+
+
+def test_the_demo_says_why_it_needs_a_file(newest, tmp_path):
+    error = newest.run("demo", "--json", **as_zip(newest, tmp_path)).error
+    assert error["code"] == "failed-precondition" and "scripto.py" in error["nextAction"]
+    source = pathlib.Path(conftest.PROGRAM).read_bytes()
+    run = newest.run("demo", program="-", input=source, cwd=str(tmp_path))
+    assert run.status == 1 and "save" in run.err
+
+
+def test_the_demo_passes_on_what_its_backend_said(newest, tmp_path):
+    env = broken(tmp_path, "import sqlite3\n\n\ndef fail(*_, **__):\n"
+                           "    raise sqlite3.OperationalError('the disk is on fire')\n"
+                           "sqlite3.connect = fail\n")  # fmt: skip
+    error = newest.run("demo", "--json", env=env).error
+    assert "the disk is on fire" in error["message"] and error["nextAction"]
+
+
+@pytest.mark.slow
+def test_the_demo_claims_no_more_than_it_showed(newest):
+    run = newest.run("demo", env={"HOME": "/nonexistent"})
+    assert run.status == 0 and "this machine" not in run.out
+
+
+def test_doctor_lists_what_a_minimal_python_lacks(newest, tmp_path):
+    env = broken(tmp_path, "import sys\nfor name in ('json', 'ssl', 'sqlite3', 'urllib.request'):\n"
+                           "    sys.modules[name] = None\n")  # fmt: skip
+    run = newest.run("doctor", "--api-url", "https://127.0.0.1:1", env=env)
+    assert run.status == 1 and all(name in run.out for name in ("json", "sqlite3"))
+
+
+def test_a_fresh_machine_is_well(newest, backend):
+    assert newest.run("doctor", "--api-url", backend.url, "--json").data["checks"]
+
+
+@pytest.mark.parametrize("name", ["n" * 101, "two\nlines", "esc\x1b[1m"])
+def test_a_key_name_that_is_too_long_or_no_line_costs_no_code(newest, backend, name):
+    """Refused here, before anything is sent, and by the backend, with the right code at hand."""
+    email = "you@example.com"
+    assert backend.request("POST", "/api/cli/login-request", {"email": email})[0] == 200
+    body = {"email": email, "otp": backend.code_for(email), "name": name}
+    status, _, value = backend.request("POST", "/api/cli/login-complete", body)
+    assert (status, value["error"]["code"]) == (400, "invalid-argument")
+    words = complete(email, body["otp"], backend.url)
+    assert newest.run(*words, "--name", name).error["nextAction"] == "pass another --name"
+    assert newest.run(*words, "--name", "n" * 100).data["email"] == email
