@@ -3908,107 +3908,97 @@ def cmd_doctor(ctx, args):
 
 
 # ---- Completion -----------------------
-# Scripts for three shells. What may come one program for sh finds out for all of them, by the table
-# of commands: a Tab starts Python for the names of profiles only.
+# Scripts for three shells. At a Tab they call the program back with the words up to the cursor, and
+# by the tables it says what may follow. It says nothing with exit status 1 where files are wanted,
+# which are the shell's own business.
 
-# Called with the word at the cursor, then those before. Exit status 1: files are wanted.
-FIND = r"""exec 2>/dev/null
-table=TABLE
-word=$1 program=$2 name= last= equals=
-shift 2
-has() { case $table in *"
-$name$1:"*) ;; *) false ;; esac; }
-for each; do
-  case $each in =) continue ;; --) ;; -*) last=" $each"; continue ;; esac
-  last=
-  has " $each" && name="$name $each"
-done
-case $word in --*=*) last=" ${word%%=*}" equals=${word%%=*}= word=${word#*=} ;; esac
-has "$last" && name=$name$last
-has :/ && exit 1
-case $word in -*) kind=- ;; *) kind="[!-@]" ;; esac
-case $program in "~/"*) program=$HOME/${program#??} ;; esac
-has :@ && [ $kind != - ] && "$program" use --json | tr , "\n" |
-  sed -n "s/.*\"name\": \"\([A-Za-z0-9._-]*\)\".*/$equals\1/p"
-set -f
-IFS="
-"
-for row in $table; do
-  case $row in "$name:"$kind*)
-    row=${row#"$name:"}
-    printf "FORM\n" "$equals${row%%:*}" "${row#*:}"
-  esac
-done"""
 SHELLS = {
-    # It needs no bash-completion; FIND runs in bash itself, in a third of the time that sh takes.
     "bash": r"""_scripto() {
-  local IFS=$'\n' found words=("${COMP_WORDS[@]//\\/}")
-  found=$(set -- "$2" "${words[@]:0:COMP_CWORD}"
-FIND) || compopt -o default 2>/dev/null
-  COMPREPLY=($(compgen -W "$found" -- "$2"))
+  local IFS=$'\n'
+  COMPREPLY=($("${1##*/}" __complete bash "${COMP_WORDS[@]:1:COMP_CWORD-1}" "$2" 2>/dev/null)) ||
+    compopt -o default 2>/dev/null
 }
 complete -F _scripto CALLED""",
-    # By eval, also before compinit or without it, or as a file in a folder of fpath.
+    # By eval behind compinit, or as a file in a folder of fpath.
     "zsh": r"""#compdef CALLED
 _scripto() {
   local -a found
-  found=(${(f)"$(sh -c FIND sh "$PREFIX" "${(@Q)words[1,CURRENT-1]}")"}) ||
+  found=(${(f)"$(${words[1]:t} __complete zsh "${(@Q)words[2,CURRENT-1]}" "$PREFIX" 2>/dev/null)"}) ||
     { compset -P '*='; _files; return }
   _describe scripto found
 }
-_scripto_late() {
-  emulate -L zsh
-  (( $+functions[compdef] )) || return 0
-  compdef _scripto CALLED
-  precmd_functions=(${precmd_functions:#_scripto_late})
-}
-if [[ $funcstack[1] == _scripto ]]; then
-  _scripto
-else
-  precmd_functions+=(_scripto_late)
-  _scripto_late
-fi""",
+if [[ $funcstack[1] == _scripto ]]; then _scripto; else compdef _scripto CALLED; fi""",
     "fish": r"""function __scripto
-  set -l word (commandline -ct)
-  sh -c FIND sh "$word" (commandline -opc)
-  or __fish_complete_path "$word"
+  set -l words (commandline -opc) (commandline -ct)
+  set -l program (basename $words[1])
+  $program __complete fish $words[2..-1] 2>/dev/null
+  or __fish_complete_path $words[-1]
 end
 complete -f -c CALLED -a '(__scripto)'""",
 }
-FORMS = {"bash": "%s%.0s", "zsh": "%s:%s", "fish": r"%s\t%s"}  # of a word and what it is for
-
-
-def followers(ctx):
-    """Rows `typed:what may follow:why`; @ stands for a profile's name, / for a file's."""
-    rows = ["", ":--help:show the commands", ":--version:show the version"]
-    values = {"NAME": "@", "FILE": "/", "COMMAND": "/", "|".join(SHELLS): SHELLS}
-    for name, command in ctx.commands.items():
-        group, _, last = f" {name}".rpartition(" ")
-        if group and group[1:] not in ctx.commands:
-            rows.append(f":{group[1:]}:commands")
-        rows.append(f"{group}:{last}:{command.purpose}")
-        for word, _ in arguments_of(command) + [("--json", False), ("--help", False)]:
-            (takes, purpose), typed = ctx.options[word], " " + name
-            if word[0] == "-":
-                rows.append(f"{typed}:{word}:{purpose}")
-                typed += " " + word
-            rows += [f"{typed}:{value}:" for value in values.get(takes, ())]
-    return dict.fromkeys(rows)
+FORMS = {"bash": "{}", "zsh": "{}:{}", "fish": "{}\t{}"}  # of a word and what it is for
 
 
 def cmd_completion(ctx, args):
     """For the name that it is called by, too."""
-    from shlex import quote  # lazy
-
     called = {"scripto"} | set(re.findall(r"\A[\w.][\w.-]*\Z", os.path.basename(sys.argv[0])))
-    find = FIND.replace("FORM", FORMS[args.shell])
-    find = find.replace("TABLE", quote("\n".join(followers(ctx))))
-    find = find if args.shell == "bash" else quote(find)
-    if args.shell == "fish":  # where a backslash means something between single quotes, too
-        find = find.replace("\\", "\\\\")
     joint = " -c " if args.shell == "fish" else " "
-    script = SHELLS[args.shell].replace("CALLED", joint.join(sorted(called))).replace("FIND", find)
+    script = SHELLS[args.shell].replace("CALLED", joint.join(sorted(called)))
     return {"script": script}, script.splitlines()
+
+
+def values_of(ctx, takes):
+    """{value: ""} for what an argument or a flag takes; None where files are wanted."""
+    if takes in ("FILE", "COMMAND"):
+        return None
+    if takes != "NAME":
+        return dict.fromkeys(takes.split("|") if "|" in takes else (), "")
+    try:
+        names = ProfileFile(ctx).read()["profiles"]
+    except ScriptoError:
+        return {}
+    return {name: "" for name in names if re.match(r"[A-Za-z0-9._-]{1,64}\Z", name)}
+
+
+def followers(ctx, before, word):
+    """{what may stand behind those words, where `word` is begun: what it is for}; None for files."""
+    name, last = "", before[-1] if before else ""
+    for each in before:
+        deeper = f"{name} {each}".strip()
+        if any(f"{known} ".startswith(deeper + " ") for known in ctx.commands):
+            name = deeper
+    words = [each for each, _ in arguments_of(ctx.commands[name])] if name in ctx.commands else []
+    if last in words and last[0] == "-" and ctx.options[last][0]:
+        return values_of(ctx, ctx.options[last][0])
+    if word[:1] == "-":
+        words += ["--json", "--help"] + ["--version"] * (not name)
+        return {each: ctx.options[each][1] for each in words if each[0] == "-" and each != "--"}
+    found = {} if name else {"help": "show the commands"}
+    for known, command in ctx.commands.items():
+        rest = known[len(name) :].split() if f"{known} ".startswith(name and name + " ") else []
+        found.update({rest[0]: command.purpose if len(rest) == 1 else "commands"} if rest else {})
+    for each in words:
+        values = values_of(ctx, ctx.options[each][0]) if each[0] != "-" else {}
+        if values is None:
+            return None
+        found.update(values)
+    return found
+
+
+def complete(ctx, shell, *words):
+    """What a shell gets that calls back: a reply, or exit status 1. The last word is begun only."""
+    *before, word = words or [""]
+    before = [each for each in before if each not in ("=", "help", "--json")]
+    flag = ""
+    if word[:2] == "--" and "=" in word:  # bash breaks it there by itself
+        flag, _, word = word.partition("=")
+        before, flag = before + [flag], flag + "="
+    found = None if "--" in before else followers(ctx, before, word)
+    if found is None:
+        return 1
+    lines = [FORMS[shell].format(flag + each, purpose) + "\n" for each, purpose in found.items()
+             if each.startswith(word)]
+    return ["".join(lines).encode("ascii")], None
 
 
 # ---- Command line ---------------------
@@ -4174,8 +4164,10 @@ def overview(prefix=""):
     lines = [f"Usage: scripto {prefix}<command> [flags]", ""]
     shown = [name for name in COMMANDS if name.startswith(prefix)]
     lines += [f"  {name:20} {COMMANDS[name].purpose}" for name in shown]
-    lines += ["", "Every command takes --json and --help. Try it with: scripto demo",
-              "Also: scripto help COMMAND, scripto --version"]
+    if not prefix:
+        lines += [f"  {'help [COMMAND]':20} show this, or a command's flags",
+                  f"  {'--version':20} show the version"]
+    lines += ["", "Every command takes --json and --help. Try it with: scripto demo"]
     return {"help": lines}, lines
 
 
@@ -4248,6 +4240,8 @@ def help_for(words):
 
 
 def run(ctx, words):
+    if words[:1] == ["__complete"]:
+        return complete(ctx, *words[1:])
     split = words.index("--") if "--" in words else len(words)
     words, behind = words[:split], words[split:]
     ctx.as_json = "--json" in words

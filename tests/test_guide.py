@@ -84,7 +84,7 @@ def described(tmp_path_factory):
 def test_it_is_versioned_and_whole(described, newest):
     assert described["schemaVersion"] == 1
     assert described["version"] == newest.run("--version", "--json").data["version"]
-    overview = re.findall(r"(?m)^  ((?:[a-z-]+ )?[a-z-]+)  ", newest.run("--help").out)
+    overview = re.findall(r"(?m)^  ((?:[a-z]+ )?[a-z][a-z-]+)  ", newest.run("--help").out)
     assert [each["name"] for each in described["commands"]] == overview
 
 
