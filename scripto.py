@@ -2127,8 +2127,8 @@ DATA = {  # what --json holds of each command as `data`; ? marks what may be abs
     "keys list": "{keys: [{id, name, start, createdAt, lastUsedAt, expiresAt, current}]}",
     "keys revoke": "{id, revoked}; with --others {ids, revoked}",
     "config set": SIGNED_IN,
-    "config show": "{path, key?: {apiKey (masked), source, profile}, baseUrl?: {url, source},"
-                   " expiresAt?, problem?: {code, message, nextAction}}",
+    "config show": "{path, profile?: {name, source}, key?: {apiKey (masked), source, profile},"
+                   " baseUrl?: {url, source}, expiresAt?, problem?: {code, message, nextAction}}",
     "config clear": "{removed: [name], activeProfile}",
     "serve": "{url, publicUrl}",
     "completion": "{script}",
