@@ -3550,6 +3550,7 @@ def server_for(ctx, args):
     need is loaded here: they may come when no descriptor is left to read a module with."""
     import http  # noqa: F401  lazy
     import json  # noqa: F401
+    import mailbox  # noqa: F401
     import secrets  # noqa: F401
     import traceback  # noqa: F401
 

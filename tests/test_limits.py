@@ -1,5 +1,5 @@
-"""The rules of signing in: codes, wrong guesses, code requests, tickets; what a stranger gets, and what
-a stranger cannot do to others."""
+"""The rules of signing in: codes, wrong guesses, code requests, tickets; what a stranger gets, and
+what a stranger cannot do to others."""
 import contextlib
 import re
 import signal

@@ -1,5 +1,5 @@
-"""The profile file: whole at every moment, private, where it belongs; and no code is spent whose key
-cannot be stored."""
+"""The profile file: whole at every moment, private, where it belongs; and no code is spent whose
+key cannot be stored."""
 import ctypes
 import fcntl
 import itertools

@@ -1,4 +1,4 @@
-"""Every Python, also one with less than a whole library; ways to start the program; its own faults."""
+"""Every Python, with less than a whole library too; ways to start the program; its own faults."""
 import json
 import os
 import pathlib

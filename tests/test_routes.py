@@ -1,4 +1,4 @@
-"""The routes beyond the sign-in: keys, the way in for who was refused, the client from the backend."""
+"""The routes beyond the sign-in: keys, the way in for who was refused, the client from a backend."""
 import calendar
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The database: what it holds, what survives, and what happens where it is locked, full or damaged."""
+"""The database: what it holds, what survives, what happens where it is locked, full or damaged."""
 import concurrent.futures
 import contextlib
 import hashlib
