@@ -2880,8 +2880,8 @@ class Store:
 
 
 # ---- Log ------------------------------
-# The backend's log, on standard error. One thread writes it, so that no request waits for whoever
-# reads it, or does not.
+# The backend's log, on standard error. One thread writes it, so that a reader who is slow, or a
+# terminal that nobody reads, holds up no request.
 
 LOG_LINES = 1000  # that may wait to be written
 
@@ -2896,7 +2896,7 @@ class Log:
         self.thread = threading.Thread(target=self.write, daemon=True)
 
     def put(self, text):
-        """A line more. Where too many wait already it is dropped, and counted."""
+        """Adds a line. A line for which there is no room is dropped and counted."""
         import queue  # lazy
 
         try:
@@ -2906,7 +2906,7 @@ class Log:
                 self.dropped += 1
 
     def write(self):
-        """Until close() says None. A line that cannot be written is lost."""
+        """Writes until close() puts None. A line that cannot be written is lost."""
         line = ""
         while line is not None:
             line = self.lines.get()
@@ -2919,7 +2919,7 @@ class Log:
                 pass
 
     def close(self):
-        """What waits is written, if somebody takes it within a second."""
+        """Gives the thread a second to write what is left."""
         import queue  # lazy
 
         try:
@@ -3185,9 +3185,9 @@ def reply_to(backend, request):
 
 
 # ---- Server ---------------------------
-# From a socket to a request, and from a reply to the socket. A request goes: Server (accepts, makes
-# room), Connection (a thread, its deadlines), Request (the grammar of a head), handle() (the edge),
-# and from there to its route and the Store. No other section knows sockets.
+# A request's way: Server accepts the connection and makes room for it; Connection has a thread and a
+# deadline for it; Request reads its head by one strict grammar; handle() is the edge, which calls
+# reply_to() of the Routes.
 
 FOREVER = float("inf")
 BACKLOG = 128  # connections that the system keeps until they are accepted
@@ -3222,8 +3222,8 @@ class Request:
         self.peer, self.behind_proxy, self.headers = peer, behind_proxy, {}
 
     def parse(self, head):
-        """Takes bytes up to and with the empty line. Raises invalid-argument for all that a proxy
-        in front may read in another way (request smuggling; RFC 9112, 2.2, 3.2, 5 and 6.3)."""
+        """Raises invalid-argument for a head that a proxy in front might read in another way, since
+        the two could see different requests (RFC 9112, 11.2; also 2.2, 3.2, 5 and 6.3)."""
         form = (r"([!-~]+) ([!-~]+) HTTP/1\.([01])\r\n"
                 r"((?:[!#-'*+.^`|~0-9A-Z_a-z-]+:[\t -~\x80-\xff]*\r\n)*)\r\n\Z")
         match = re.match(form, head.decode("latin-1"))
@@ -3242,7 +3242,7 @@ class Request:
         self.check(minor == "1")
 
     def check(self, persistent):
-        """Two hosts, or two lengths, are one value with a comma in it here, and no good one."""
+        """Two hosts, or two lengths, are one value with a comma here, which is refused."""
         headers = self.headers
         if "transfer-encoding" in headers:
             raise invalid("A body has to come with its length, not in chunks.", NEXT_GUIDE, 501)
@@ -3256,7 +3256,7 @@ class Request:
         self.keep = persistent and "close" not in headers.get("connection", "").lower()
 
     def address(self):
-        """The client's: as the nearest proxy saw it, without a port, if there is said to be one."""
+        """The client's, without a port. With --behind-proxy it is what the nearest proxy saw."""
         match = None
         if self.behind_proxy:
             last = self.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
@@ -3265,8 +3265,8 @@ class Request:
 
 
 def handle(backend, request, refusal):
-    """The reply to a request, or to what was refused of it: (status, object or bytes, headers), and
-    a line for the log. The one edge: what is raised below becomes a reply here."""
+    """The reply, as (status, object or bytes, headers), and a line for the log. refusal: an error
+    that read() found, or None. This is the edge: whatever is raised below becomes a reply."""
     note = ""
     try:
         if refusal:
@@ -3302,14 +3302,14 @@ def reply_bytes(request, status, body, headers):
 
 
 class Connection:
-    """One client, with a thread of its own. `until` is when it is too late for what is under way:
-    to send a request, or to take a reply. While a route works there is no such time."""
+    """One client, with a thread of its own. `until` is the deadline for the client's part: to send a
+    request, or to take a reply. While a route works there is none."""
 
     def __init__(self, server, plain, peer):
         import threading  # lazy
 
         self.server, self.socket, self.peer, self.client = server, plain, peer, client_of(peer)
-        self.data = b""  # what has arrived, and is in no request yet
+        self.data = b""  # that has arrived, and belongs to no request yet
         self.until = time.monotonic() + READ_SECONDS
         self.thread = threading.Thread(target=self.run, daemon=True)
 
@@ -3338,17 +3338,17 @@ class Connection:
         self.expect(FOREVER)
         reply, line = handle(backend, request, refusal)
         try:
-            # What is sent after a signal has a second; else this is for the next request, too.
-            self.expect(1 if self.server.stopping else READ_SECONDS)
-            request.keep = request.keep and not self.server.stopping
+            stopping = self.server.stopping
+            self.expect(1 if stopping else READ_SECONDS)  # also for the next request to come
+            request.keep = request.keep and not stopping
             self.send(reply_bytes(request, *reply))
         finally:
             backend.log(line)
         return request.keep
 
     def read(self, request):
-        """Returns None, or the refusal (as an error) of what is no good request: nobody knows where
-        the next one would start, so it is the last one. Raises OSError if no request comes."""
+        """Returns None, or an error if the request is refused. That request is the last one, since
+        nobody knows where the next one would start. Raises OSError if no request comes."""
         try:
             request.parse(self.read_head())
         except ScriptoError as error:
@@ -3362,7 +3362,7 @@ class Connection:
         return None
 
     def read_head(self):
-        """Its end is found also where line feeds stand alone, which parse() then refuses."""
+        """The bytes up to the empty line. Line feeds alone end it, too; parse() refuses them."""
         end, size = None, 0
         while not end:
             end = re.compile(b"\n\r?\n").search(self.data, max(size - 2, 0))
@@ -3375,12 +3375,14 @@ class Connection:
         return head
 
     def expect(self, seconds):
-        """Gives what is under way so many seconds. Raises OSError if this one had to make room."""
-        if not self.server.keeps(self, time.monotonic() + seconds):
-            raise ConnectionError
+        """Gives the next step so many seconds. Raises OSError if this client had to make room."""
+        with self.server.guard:
+            self.until = time.monotonic() + seconds
+            if self not in self.server.open:
+                raise ConnectionError
 
     def in_time(self):
-        """The socket, with what is left of the time for one call. Zero would mean not to wait."""
+        """The socket, whose next call has the time that is left (0 would mean not to wait)."""
         self.socket.settimeout(max(self.until - time.monotonic(), 0.001))
         return self.socket
 
@@ -3397,7 +3399,7 @@ class Connection:
             data = data[self.in_time().send(data) :]
 
     def shut(self, how):
-        """By the plain socket's shutdown(): TLS would want to talk about it."""
+        """By the plain socket's shutdown(), since that of TLS waits for the client."""
         import socket  # lazy
 
         try:
@@ -3406,7 +3408,8 @@ class Connection:
             pass  # it has gone already
 
     def linger(self):
-        """To close on unread bytes resets the connection, and the reply is lost (RFC 9112, 9.6)."""
+        """Reads on for a while: to close a connection with unread bytes resets it, and the client
+        loses the reply (RFC 9112, 9.6). Raises OSError at its end."""
         self.shut("SHUT_WR")
         self.expect(LINGER_SECONDS)
         while True:
@@ -3415,11 +3418,11 @@ class Connection:
 
 
 class Server:
-    """Listens, and gives each connection its thread. In `open` are all that have a place: CONNECTIONS
-    at most. `url` is by which this machine comes to it."""
+    """Listens, and starts a thread for each connection. `open` holds those that have a place, at
+    most CONNECTIONS. `url` names the address and the port that it listens at."""
 
     def __init__(self, backend, port, tls):
-        """Raises OSError or UnicodeError where it cannot listen."""
+        """Raises OSError or UnicodeError if it cannot listen there."""
         import socket  # lazy
         import threading
 
@@ -3427,21 +3430,17 @@ class Server:
         self.open, self.guard = set(), threading.Lock()
         host = backend.host
         self.listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        try:
-            if os.name == "posix":  # on Windows it would share the port
-                self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self.listener.bind((host, port))
-            self.listener.listen(BACKLOG)
-        except BaseException:
-            self.listener.close()
-            raise
+        if os.name == "posix":  # on Windows two servers would share the port
+            self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.listener.bind((host, port))
+        self.listener.listen(BACKLOG)
         host = f"[{host}]" if ":" in host else host
         port = self.listener.getsockname()[1]
         self.url = f"{'https' if tls else 'http'}://{host}:{port}"
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     def run(self):
-        """Accepts until it is to end, and then all that the system has kept for it."""
+        """Accepts until a signal comes, and then whoever is waiting already."""
         self.listener.settimeout(0.1)
         while not self.stopping:
             self.accept()
@@ -3451,24 +3450,24 @@ class Server:
         self.listener.close()
 
     def accept(self):
-        """One connection, if one comes soon."""
+        """Waits a moment for one connection."""
         import socket  # lazy
 
         try:
             plain, address = self.listener.accept()
         except (socket.timeout, BlockingIOError):
             return
-        except (OSError, MemoryError):  # out of descriptors, most likely
+        except (OSError, MemoryError):  # most likely no descriptor is left
             self.make_room()
             time.sleep(0.05)
             return
         connection = Connection(self, plain, address[0])
         while len(self.open) >= CONNECTIONS or not self.start(connection):
-            if not self.make_room():  # all of them work
+            if not self.make_room():
                 return plain.close()
 
     def start(self, connection):
-        """False if no thread can be had; by the next try one that made room has ended."""
+        """False if no thread can be had. After the pause a thread that was cut has ended."""
         with self.guard:
             self.open.add(connection)
         try:
@@ -3480,21 +3479,16 @@ class Server:
             time.sleep(0.05)
             return False
 
-    def keeps(self, connection, until):
-        with self.guard:
-            connection.until = until
-            return connection in self.open
-
     def make_room(self):
-        """Of those that do not work, who holds most loses the one that is due first. False: all
-        work."""
+        """The client with the most connections loses one: that with the earliest deadline, of those
+        that no route works for. False if there is none."""
         with self.guard:
             held = collections.Counter(each.client for each in self.open)
             idle = [each for each in self.open if each.until < FOREVER]
             return self.cut(sorted(idle, key=lambda each: (-held[each.client], each.until))[:1])
 
     def cut(self, connections):
-        """Their threads find them shut, and end."""
+        """Takes their places at once; their threads see that and end."""
         for connection in connections:
             self.open.discard(connection)
             connection.shut("SHUT_RDWR")
@@ -3506,13 +3500,13 @@ class Server:
         connection.socket.close()
 
     def finish(self):
-        """What has arrived is answered, and nothing else waited for."""
+        """Answers what has arrived, and waits for nothing else."""
         self.stopping = True
         if self.thread.ident:
             self.thread.join()
         with self.guard:
             left = list(self.open)
-        soon = time.monotonic() + 1  # for the threads to read what is there
+        soon = time.monotonic() + 1  # in which the threads read what is there
         for connection in left:
             connection.thread.join(max(soon - time.monotonic(), 0))
         with self.guard:
@@ -3523,13 +3517,14 @@ class Server:
 
 
 # ---- Operator -------------------------
-# The commands of who runs a backend. The main thread only waits; a signal is raised in it.
+# The commands for whoever runs a backend. While it serves, the main thread only waits, so that a
+# signal may raise an error there.
 
 ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")  # the last: Windows' Ctrl-Break
 
 
 def on_signals(handler):
-    """What is ignored already stays so: nohup(1) has its reasons."""
+    """Sets it for all that end a program, but for those that are ignored, as under nohup(1)."""
     import signal  # lazy
 
     for number in filter(None, (getattr(signal, name, None) for name in ENDINGS)):
@@ -3538,7 +3533,7 @@ def on_signals(handler):
 
 
 def stop(number, _):
-    """A handler. One signal is enough: others would break into the clearing away."""
+    """A handler. Later signals are ignored, since they would interrupt the cleaning up."""
     import signal  # lazy
 
     on_signals(signal.SIG_IGN)
@@ -3546,8 +3541,8 @@ def stop(number, _):
 
 
 def server_for(ctx, args):
-    """A server that listens, with its backend and database. Nothing is served yet. What requests
-    need is loaded here: they may come when no descriptor is left to read a module with."""
+    """A server that listens, with its backend and database, but does not serve yet. The modules for
+    requests are loaded here, since a request may come when no descriptor is left to read them."""
     import http  # noqa: F401  lazy
     import json  # noqa: F401
     import mailbox  # noqa: F401
@@ -3571,7 +3566,7 @@ def server_for(ctx, args):
 
 @contextlib.contextmanager
 def serving(ctx, args):
-    """The server serves, in threads of its own, while the block runs."""
+    """A server that serves while the block runs, in threads of its own."""
     import signal  # lazy
 
     server = server_for(ctx, args)
@@ -3581,17 +3576,18 @@ def serving(ctx, args):
         server.thread.start()
         yield server
     finally:
-        on_signals(signal.SIG_IGN)
+        if ctx.alone:
+            on_signals(signal.SIG_IGN)
         server.finish()
         backend.store.close()
         backend.journal.close()
 
 
 def introduce(ctx, backend):
-    """At a terminal: how to sign in, and what would keep clients out."""
-    url = backend.public_url
+    """Says at a terminal how to sign in, and what would keep clients out."""
     if not is_terminal(ctx.stderr):
         return
+    url = backend.public_url
     near = is_loopback(backend.host) and is_loopback(origin_of(url)[1])
     if url.startswith("http:") and not near:
         warn(ctx, "Clients refuse plain http beyond loopback: serve https (--tls-cert), or say what"
@@ -3600,7 +3596,8 @@ def introduce(ctx, backend):
 
 
 def throw_away(args):
-    """A folder that goes at the end. Port, database and mail that are not given fit it."""
+    """A folder that is deleted at the end. Database and mail go there unless flags say otherwise,
+    and the port is a free one."""
     import tempfile  # lazy
 
     try:
@@ -3614,7 +3611,7 @@ def throw_away(args):
 
 
 def start_command(ctx, args, url):
-    """For it, this is the backend. It has the umask that this program was started with."""
+    """With this backend in its environment, and with the umask that this program was given."""
     import subprocess  # lazy
 
     env = dict(ctx.env, SCRIPTO_API_BASE_URL=url)
@@ -3623,7 +3620,8 @@ def start_command(ctx, args, url):
         env["SCRIPTO_CODE_FROM"] = "maildir:" + os.path.abspath(os.path.expanduser(folder))
     own = os.umask(ctx.umask)
     try:
-        # Unless at a terminal, in a group of its own, so that what it starts ends with it.
+        # In a group of its own, so that what it starts can be ended, too; at a terminal that would
+        # take the keyboard from it.
         return subprocess.Popen(args.command, env=env, start_new_session=not is_terminal(ctx.stdin))
     except (OSError, ValueError) as error:
         raise not_run(args.command, error) from error
@@ -3641,14 +3639,15 @@ def pass_on(ctx, process, number):
 
 
 def run_beside(ctx, args, url):
-    """Runs the command, which gets the signals, and ends what it started. Returns its exit status,
-    as a shell has it. In short steps: on Windows no signal ends a long one."""
+    """Runs the command, passes signals on to it, and ends what it started. Returns its exit status,
+    as a shell has it."""
     signals = []
-    on_signals(lambda number, _: signals.append(number))
+    if ctx.alone:
+        on_signals(lambda number, _: signals.append(number))
     process = start_command(ctx, args, url)
     try:
         while process.poll() is None:
-            time.sleep(0.05)
+            time.sleep(0.05)  # no longer, since on Windows no signal would end it
             while signals:
                 pass_on(ctx, process, signals.pop(0))
     finally:
@@ -3658,8 +3657,7 @@ def run_beside(ctx, args, url):
 
 
 def cmd_serve(ctx, args):
-    """Until a signal or, with one, the end of the command; that finds a backend of its own."""
-    on_signals(stop)
+    """Serves until a signal comes; with a command, in a folder of its own, until the command ends."""
     try:
         with contextlib.ExitStack() as stack:
             if args.command:
@@ -3745,15 +3743,16 @@ def demo_steps(folder, program, env):
 
 def cmd_demo(ctx, args):
     """Real processes, HTTP and mail, in a home of their own."""
-    on_signals(stop)
+    import copy  # lazy
+
     program = os.path.abspath(globals().get("__file__", "scripto.py"))
     if not os.path.isfile(program):  # but standard input, or inside a zip file
         raise failed("The demo runs this program's file, and there is none.",
                       "save it as scripto.py, and run: python3 scripto.py demo")
     for flag, _ in arguments_of(ctx.commands["serve"]):  # none of which is given
         setattr(args, flag.strip("-").replace("-", "_"), None)
-    silent = Context(ctx.commands, ctx.options)
-    silent.stderr = None  # for the log
+    silent = copy.copy(ctx)
+    silent.stderr = None  # where the log would go
     env = {k: v for k, v in ctx.env.items() if not k.startswith(("SCRIPTO_", "XDG_"))}
     with throw_away(args) as home, serving(silent, args) as server:
         env.update(HOME=home, USERPROFILE=home, PYTHONIOENCODING="utf-8",
