@@ -409,8 +409,9 @@ def start_backend(tmp_path):
     """Starts backends that end with the test: start_backend(python=..., *flags, mail=...)."""
     backends = []
 
-    def start(*flags, python=PYTHONS[-1], folder="backend", **more):
+    def start(*flags, python=PYTHONS[-1], folder="backend", program=None, **more):
         owner = Scripto(python, tmp_path / "backend-home")
+        owner.program = program or owner.program
         backends.append(Backend(owner, tmp_path / folder, *flags, **more))
         return backends[-1]
 

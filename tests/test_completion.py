@@ -6,7 +6,6 @@ import re
 import select
 import shutil
 import subprocess
-import time
 
 import pytest
 from conftest import PROGRAM, PYTHONS, Scripto, wait_until

@@ -398,8 +398,8 @@ def test_a_slow_mail_server_takes_few_places(start_backend, mail_server):
 
 
 @pytest.mark.slow
-def test_a_mail_server_that_never_comes_to_an_end_is_given_up(start_backend, mail_server):
-    """It says something all the time. A signal waits for it no longer than that."""
+def test_a_mail_server_that_never_comes_to_an_end_is_given_up(start_backend, mail_server, changed):
+    """It says something all the time. A signal waits for it no longer than for a mail."""
     server, over = mail_server(), threading.Event()
 
     def talk(connection):
@@ -407,10 +407,10 @@ def test_a_mail_server_that_never_comes_to_an_end_is_given_up(start_backend, mai
             while not over.wait(0.2):
                 connection.sendall(b"220-still here\r\n")
 
-    server.talk = talk
-    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port)
+    server.talk, program = talk, changed(MAIL_SECONDS=2)
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % server.port, program=program)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        with within(25):
+        with within(8):
             held = pool.submit(ask, backend)
             time.sleep(0.5)  # for the request to be in hand
             assert backend.stop() == 0

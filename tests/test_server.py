@@ -540,16 +540,10 @@ FEW = 16  # connections, instead of more than mails may be under way
 
 
 @pytest.fixture
-def few_places(start_backend, mail_server, monkeypatch, tmp_path):
+def few_places(start_backend, mail_server, changed):
     """A backend with room for few, and its mail server."""
-    text, count = re.subn("(?m)^CONNECTIONS = .*$", "CONNECTIONS = %d" % FEW,
-                          pathlib.Path(PROGRAM).read_text("utf-8"))  # fmt: skip
-    assert count == 1
-    program = tmp_path / "few.py"
-    program.write_text(text, "utf-8")
-    monkeypatch.setattr(Scripto, "program", str(program))
-    server = mail_server()
-    return start_backend(mail="smtp://127.0.0.1:%d" % server.port), server
+    server, program = mail_server(), changed(CONNECTIONS=FEW)
+    return start_backend(mail="smtp://127.0.0.1:%d" % server.port, program=program), server
 
 
 @pytest.mark.parametrize("working", [FEW, FEW - 4], ids=["all", "most"])
