@@ -516,6 +516,7 @@ def test_one_client_however_it_is_written(start_backend, hops):
     replies = [ask(backend, "%d@b.example" % n, {FORWARDED: hop}) for n, hop in enumerate(hops)]
     assert [reply.status for reply in replies] == [200, 200, 429]
     host = hops[-1].rpartition(":")[0].strip("[]") if hops[0][0] == "9" and "." in hops[-1] else ""
+    wait_until(lambda: backend.log().count("\n") == 3, what="all lines")
     assert host in backend.log() and ":80 " not in backend.log()
 
 
