@@ -1193,7 +1193,8 @@ def backend_error(ctx, target, reply, hint=None):
     code = by_status.get(status, "internal" if status >= 500 else other)
     code = masked(text_of(said, "code")) or code
     refusal = "The backend refused the key." if code == "unauthenticated" else ""
-    message = text_of(said, "message") or refusal or f"The backend answered HTTP {status}."
+    message = text_of(said, "message") or text_of(value, "message") or refusal
+    message = message or f"The backend answered HTTP {status}."
     usual = {"unauthenticated": next_for_key(target.key_source), "internal": NEXT_RETRY,
              "resource-exhausted": NEXT_RETRY, "invalid-argument": hint,
              "invalid-response": NEXT_BACKEND}
@@ -3099,7 +3100,8 @@ def route_me(backend, request):
         key = backend.key_of(request)
     except ScriptoError as error:
         request.note += " " + error.note
-        return 401, {"error": "Unauthorized"}, error.headers
+        more = {"message": error.message} if error.note == "expired" else {}
+        return 401, dict(more, error="Unauthorized"), error.headers
     email = key.email.encode().decode("latin-1")
     headers = [("X-Scripto-User", key.user_id), ("X-Scripto-Email", email)]
     return 200, {"user": {"id": key.user_id, "email": key.email, "name": key.user_name}}, headers

@@ -140,6 +140,15 @@ def test_a_key_that_has_expired_is_refused_and_listed_until_it_is_revoked(backen
     assert len(keys_of(backend, other)) == 1
 
 
+def test_whoami_says_that_the_key_has_expired(backend, scripto):
+    data = sign_in(backend, expiresIn=60).value["data"]
+    age(backend, 61)
+    env = {"SCRIPTO_API_KEY": data["apiKey"], "SCRIPTO_API_BASE_URL": backend.url}
+    result = scripto.run("whoami", "--json", env=env)
+    assert (result.status, result.error["message"]) == (4, "The key has expired.")
+    assert "SCRIPTO_API_KEY" in result.error["nextAction"]
+
+
 @pytest.mark.parametrize("asked_for, days", [(None, 7), (86400, 1), (30 * 86400, 7)])
 def test_the_operator_says_how_long_a_key_lasts_at_most(start_backend, asked_for, days):
     backend = start_backend("--key-days", "7")
