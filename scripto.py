@@ -795,9 +795,10 @@ class ProfileFile:
                 hint = "mount its folder instead of the file, or use SCRIPTO_API_KEY"
             raise self.trouble("cannot be written: " + error.strerror, hint) from error
 
-    def rehearse(self):
-        """Writes the file as it is, where there is room for more: what can fail fails here."""
-        self.change(lambda state: None, spare=4096)
+    def rehearse(self, check, *values):
+        """Writes the file as it is, where there is room for more: what can fail fails here. So does
+        check(state, *values)."""
+        self.change(check, *values, spare=4096)
 
 
 IDENTITY = ("apiKey", "email", "userId", "keyId", "expiresAt")
@@ -1570,17 +1571,12 @@ def name_by_hand(ctx, args):
     return name
 
 
-def check_name(ctx, args, file, base_url):
-    """Before a code is asked for or spent: raises failed-precondition where the name given by hand
-    is another identity's."""
-    name_for(file.read(), name_by_hand(ctx, args), {"email": args.email}, base_url)
-
-
 def cmd_login_request(ctx, args):
     check_email(args.email, "login-request")
     target = resolve(ctx, args, with_key=False)
-    if name_by_hand(ctx, args):
-        check_name(ctx, args, ProfileFile(ctx), target.base_url)
+    named = name_by_hand(ctx, args)
+    if named:  # one that is another identity's is refused before a code is asked for
+        name_for(ProfileFile(ctx).read(), named, {"email": args.email}, target.base_url)
     request_code(ctx, target, args.email, "login-request")
     then = ctx.then(*SECOND_STEP)
     lines = ["✓ Sign-in code sent to " + args.email, "", "  Then run:", "    " + then]
@@ -1593,10 +1589,9 @@ def prepare(ctx, args, command):
     check_key_name(args.name or "")
     if args.expires_in is not None:
         check_number(args.expires_in, "--expires-in", 3650, 1)
-    name_by_hand(ctx, args)
+    named = name_by_hand(ctx, args)
     target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
-    file.rehearse()
-    check_name(ctx, args, file, target.base_url)
+    file.rehearse(name_for, named, {"email": args.email}, target.base_url)
     return target, file
 
 
@@ -1637,7 +1632,8 @@ def answer_stored(ctx, kept, identity, base_url, lines):
     name, former = kept
     warn_of_environment(ctx, name)
     data = dict(identity, profile=name, active=True, baseUrl=base_url, apiKey=MASKED_KEY)
-    if former.get("apiKey", identity["apiKey"]) != identity["apiKey"]:
+    ended = "" < text_of(former, "expiresAt") < timestamp(time.time())
+    if former.get("apiKey", identity["apiKey"]) != identity["apiKey"] and not ended:
         key_id = text_of(former, "keyId")
         if key_id:
             data["formerKeyId"] = key_id
@@ -4019,7 +4015,7 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
                     " imaps://USER@HOST[:PORT][/FOLDER] (else SCRIPTO_CODE_FROM, a prompt)"),
     "--timeout": ("SECONDS", "how long to wait for it (90)"),
     "--name": ("TEXT", "what to call the new key"),
-    "--profile-name": ("NAME", "what to call the profile (else by the email)"),
+    "--profile-name": ("NAME", "what to call the profile (else SCRIPTO_PROFILE, or by the email)"),
     "--api-url": ("URL", f"the backend (else SCRIPTO_API_BASE_URL, the profile's, {BASE_URL})"),
     "--profile": ("NAME", "the profile (else SCRIPTO_PROFILE, the active one)"),
     "--api-key": ("KEY", "the key (else SCRIPTO_API_KEY, the profile's); - reads standard input"),

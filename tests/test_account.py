@@ -401,6 +401,14 @@ def test_a_key_that_replaces_another_by_hand_says_so_too(newest):
     assert "formerKeyId" not in newest.run(*words, KEY).data
 
 
+def test_a_former_key_that_has_ended_is_not_said_to_work(newest, raw_server):
+    server = raw_server(minted(EMAIL))
+    newest.write_config(profiles("you", you=profile("scripto_old", server.url, email=EMAIL,
+                                                    keyId="key_7", expiresAt=ending(-1))))  # fmt: skip
+    result = newest.run(*LOGIN_COMPLETE, "--api-url", server.url, "--json")
+    assert "formerKeyId" not in result.data and result.err == ""
+
+
 def test_a_key_is_named_by_its_machine(newest, backend):
     newest.sign_in(backend)
     (key,) = newest.run("keys", "list", "--json").data["keys"]
