@@ -7,9 +7,7 @@ import pty
 import re
 import stat
 
-import pytest
-
-from conftest import EDGES, http_reply
+from conftest import http_reply
 
 EMAIL = "you@example.com"
 KEY = "scripto_" + "K3y" * 12
@@ -83,21 +81,6 @@ OTHER_KEY = "scripto_" + "0th" * 12
 NOWHERE = "http://127.0.0.1:9"  # nothing listens at the discard port
 EMAILS = ("user%d@example.com" % number for number in itertools.count())
 DROP_FROM_BOUNDING_SET, FILE_CAPABILITIES = 24, (0, 1, 2, 3)  # <linux/prctl.h>, capability.h
-
-
-def in_turn(name, cases):
-    """Parametrizes a test with cases, the oldest and the newest interpreter taking turns."""
-    ids = list(cases) if isinstance(cases, dict) else map(case_id, cases)
-    cases = cases.values() if isinstance(cases, dict) else cases
-    rows = [
-        pytest.param(python, *(case if "," in name else (case,)), id=case_name)
-        for python, case, case_name in zip(itertools.cycle(EDGES), cases, ids)
-    ]
-    return pytest.mark.parametrize("edge, " + name, rows)
-
-
-def case_id(case):
-    return getattr(case, "__name__", None) or " ".join(map(str, case)).replace(KEY, "KEY")
 
 
 def some_state(**top):

@@ -6,6 +6,7 @@ of its own; the real one is left alone. Nothing leaves this machine.
 import base64
 import contextlib
 import glob
+import itertools
 import json
 import os
 import pathlib
@@ -101,6 +102,22 @@ def pytest_collection_modifyitems(config, items):
 def python_id(path):
     match = re.search(r"3\.\d+|pypy", path)
     return match.group() if match else "current"
+
+
+def case_id(case):
+    """For a row of a table: its name, or its words."""
+    return case if isinstance(case, str) else getattr(case, "__name__", " ".join(map(str, case)))
+
+
+def in_turn(name, cases):
+    """Parametrizes a test with cases, the oldest and the newest interpreter taking turns."""
+    ids = list(cases) if isinstance(cases, dict) else map(case_id, cases)
+    cases = cases.values() if isinstance(cases, dict) else cases
+    rows = [
+        pytest.param(python, *(case if "," in name else (case,)), id=row)
+        for python, case, row in zip(itertools.cycle(EDGES), cases, ids)
+    ]
+    return pytest.mark.parametrize("edge, " + name, rows)
 
 
 class Result:

@@ -8,11 +8,10 @@ import time
 
 import pytest
 
-from conftest import Scripto, http_reply
-from client import (
+from client import (  # fmt: skip
     COMPLETED, EMAIL, GOOD, KEY, LOGIN_COMPLETE, LOGIN_REQUEST, ME, PRODUCTION, REQUESTED, SENT,
-    TWO, at_terminal, in_turn, minted, profile, profiles, refused, sent_to, some_state,
-)  # fmt: skip
+    TWO, at_terminal, minted, profile, profiles, refused, sent_to, some_state)
+from conftest import Scripto, http_reply, in_turn
 
 
 def complete(scripto, server, email, *flags):

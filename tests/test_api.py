@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from conftest import EDGES, PROGRAM, Scripto, Terminal, http_reply, python_id
 from client import KEY
+from conftest import EDGES, PROGRAM, Scripto, Terminal, http_reply, python_id
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import re
 import time
 
 import pytest
+
 from conftest import http_reply
 
 KEY = "scripto_" + "k" * 43

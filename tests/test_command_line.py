@@ -8,12 +8,10 @@ import time
 
 import pytest
 
-from conftest import Scripto, http_reply, wait_until
-from client import (
-    COMPLETED, EMAIL, EMAILS, GOOD, KEY, NOWHERE, REQUESTED, TWO, complete, in_turn, profile,
-    profiles, refused,
-)  # fmt: skip
-
+from client import (  # fmt: skip
+    COMPLETED, EMAIL, EMAILS, GOOD, KEY, NOWHERE, REQUESTED, TWO, complete, profile, profiles,
+    refused)
+from conftest import Scripto, http_reply, in_turn, wait_until
 
 # ---- demo, --version, --help, --json ----
 
@@ -119,10 +117,10 @@ def test_json_before_the_name_is_json_after_it(scripto):
 # ---- The overview ----
 
 
-@pytest.mark.parametrize("words, some", [
+@in_turn("words, some", [
     ([], "auth login-request"), (["--help"], "whoami"), (["-h"], "whoami"),
     (["auth"], "auth token"), (["auth", "--help"], "auth token"), (["config"], "config show"),
-], ids=repr)  # fmt: skip
+])  # fmt: skip
 def test_the_overview_is_an_answer(words, some, scripto):
     run = scripto.run(*words)
     assert run.status == 0 and some in run.out and run.err == ""

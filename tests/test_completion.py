@@ -8,6 +8,7 @@ import shutil
 import subprocess
 
 import pytest
+
 from conftest import PROGRAM, PYTHONS, Scripto, wait_until
 
 pytestmark = pytest.mark.slow

@@ -1,9 +1,8 @@
 """`config set`, `config show`, `config clear`."""
 import pytest
 
-from conftest import http_reply
 from client import CLEAR, KEY, ME, PRODUCTION, TWO, at_terminal, profile, profiles, refused
-
+from conftest import http_reply
 
 # ---- config ----
 

@@ -6,11 +6,10 @@ import threading
 
 import pytest
 
-from conftest import http_reply
-from client import (
+from client import (  # fmt: skip
     GOOD, KEY, complete, files_beside, minted, mode_of, refusal, some_state, store,
-    without_privileges,
-)  # fmt: skip
+    without_privileges)
+from conftest import http_reply
 
 SOMEBODY = 12345  # a uid that is nobody's here
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")

@@ -23,6 +23,7 @@ import time
 import urllib.parse
 
 import pytest
+
 from conftest import EDGES, Backend, Scripto, python_id, wait_until, wrong_code
 
 URL = os.environ.get("SCRIPTO_CONTRACT_URL")

@@ -4,6 +4,7 @@ import os
 import time
 
 import pytest
+
 from conftest import http_reply
 
 KEY = "scripto_fromthetests"

@@ -8,8 +8,8 @@ import socket
 
 import pytest
 
-from conftest import http_reply, wait_until
 from client import EMAIL, KEY, OTHER_KEY, some_state
+from conftest import http_reply, in_turn, wait_until
 
 SIGN_IN = "sign in with: scripto auth login-request --email <your-email>"
 
@@ -136,10 +136,10 @@ def test_refused_before_anything_is_sent(newest, raw_server, row):
     assert server.requests == []
 
 
-@pytest.mark.parametrize("row", USAGE)
-def test_a_usage_error_is_an_error_like_any_other(scripto, raw_server, row):
+@in_turn("words", USAGE)
+def test_a_usage_error_is_an_error_like_any_other(scripto, raw_server, words):
     server = raw_server(http_reply({}))
-    check_failure(scripto, USAGE[row], "invalid-argument", env={"SCRIPTO_API_BASE_URL": server.url})
+    check_failure(scripto, words, "invalid-argument", env={"SCRIPTO_API_BASE_URL": server.url})
     assert server.requests == []
 
 
@@ -465,9 +465,9 @@ MALFORMED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", MALFORMED)
-def test_a_malformed_reply(scripto, backend_says, kind):
-    result = backend_says(MALFORMED[kind], WHOAMI, scripto)
+@in_turn("reply", MALFORMED)
+def test_a_malformed_reply(scripto, backend_says, reply):
+    result = backend_says(reply, WHOAMI, scripto)
     assert (result.error["code"], result.status) == ("invalid-response", 1)
     assert result.error["nextAction"] and result.err == ""
 

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from conftest import Terminal, http_reply
 from client import KEY
+from conftest import Terminal, http_reply
 
 HINT_ID = "see the ids with: scripto keys list"
 

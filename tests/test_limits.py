@@ -10,14 +10,12 @@ import threading
 
 import pytest
 
-from conftest import wait_until, wrong_code
-from backend import (
+from backend import (  # fmt: skip
     DAY, FORWARDED, LOCKED, QUARTER, REQUEST, WRONG, YOU, age, ask, asked, at_once,
     code_after_asking, connect, database_calls, enter, from_address, get, guess_twelve, guess_wrong,
     is_accepted, keys_of, lock, message_of, note, peak_memory, read_all, statuses, stored_bytes,
-    traced, wrong_guesses,
-)  # fmt: skip
-
+    traced, wrong_guesses)
+from conftest import wait_until, wrong_code
 
 # ---- Code ----
 

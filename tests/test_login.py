@@ -15,6 +15,7 @@ import signal
 import time
 
 import pytest
+
 from conftest import Listener, Scripto, http_reply, listeners, wait_until, wrong_code
 
 EMAIL = "you@example.com"

@@ -19,12 +19,10 @@ import time
 
 import pytest
 
-from conftest import Backend, wait_until
-from backend import (
+from backend import (  # fmt: skip
     FORWARDED, LIVE, LOCKED, ME, WRONG, YOU, answers_at_once, ask, at_once, can_connect,
-    code_after_asking, enter, get, held_up, latest_mail, rows, within,
-)  # fmt: skip
-
+    code_after_asking, enter, get, held_up, latest_mail, rows, within)
+from conftest import Backend, in_turn, wait_until
 
 # ---- Mail ----
 
@@ -124,7 +122,7 @@ def test_it_serves_ipv6_too(start_backend):
 
 
 @pytest.mark.parametrize("mail", [[], ["--mail", "console"]], ids=["default", "chosen"])
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "scripto.example"])
+@in_turn("host", ["0.0.0.0", "::", "192.0.2.1", "scripto.example"])
 def test_console_mail_is_refused_beyond_loopback(scripto, tmp_path, host, mail):
     words = ["serve", "--port", "0", "--host", host, "--db", str(tmp_path / "db"), *mail]
     result = scripto.run(*words, "--json")

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from conftest import PROGRAM, RawServer, Scripto, http_reply, self_signed, server_side
 from client import KEY
+from conftest import PROGRAM, RawServer, Scripto, http_reply, self_signed, server_side
 
 SECRET = "pass/word"
 

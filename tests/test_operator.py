@@ -14,23 +14,11 @@ import sys
 import time
 
 import pytest
-from conftest import PROGRAM, Result, Scripto, wait_until
+
 from backend import (
-    ME,
-    YOU,
-    ask,
-    at_once,
-    code_after_asking,
-    connect,
-    enter,
-    get,
-    is_accepted,
-    keys_of,
-    raw,
-    read_all,
-    rows,
-    statuses,
-)
+    ME, YOU, ask, at_once, code_after_asking, connect, enter, get, is_accepted, keys_of, raw,
+    read_all, rows, statuses)
+from conftest import PROGRAM, Result, Scripto, in_turn, wait_until
 
 HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -242,7 +230,7 @@ NO_BACKUP = {  # where to, of what: the exit status
 }
 
 
-@pytest.mark.parametrize("to, of, status", NO_BACKUP.values(), ids=NO_BACKUP)
+@in_turn("to, of, status", NO_BACKUP)
 def test_a_backup_that_cannot_be(backend, scripto, tmp_path, to, of, status):
     """Is an error, and leaves nothing behind."""
     key = backend.mint(YOU)["apiKey"]
@@ -313,7 +301,7 @@ BAD_FLAGS = {
 }
 
 
-@pytest.mark.parametrize("flags", BAD_FLAGS.values(), ids=BAD_FLAGS)
+@in_turn("flags", BAD_FLAGS)
 def test_bad_flags_are_refused_before_anything_is_made(scripto, tmp_path, flags):
     result = scripto.run("serve", "--db", str(tmp_path / "db"), *flags, "--json")
     assert (result.status, result.error["code"]) == (2, "invalid-argument")

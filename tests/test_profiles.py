@@ -17,14 +17,13 @@ import threading
 import time
 
 import pytest
-import conftest
 
-from conftest import EDGES, PYTHONS, Result, Scripto, http_reply, wait_until
-from client import (
+import conftest
+from client import (  # fmt: skip
     EMAIL, EMAILS, GOOD, KEY, LOGIN_COMPLETE, LOGIN_REQUEST, ME, NOWHERE, OFFLINE, OTHER_KEY, SENT,
-    case_id, complete, files_beside, in_turn, minted, mode_of, refusal, refused, some_state, store,
-    without_privileges,
-)  # fmt: skip
+    complete, files_beside, minted, mode_of, refusal, refused, some_state, store,
+    without_privileges)
+from conftest import EDGES, PYTHONS, Result, Scripto, case_id, http_reply, in_turn, wait_until
 
 NEW_USER_NAMESPACE, UNKNOWN_UID = 0x10000000, 54321  # <linux/sched.h>
 
@@ -405,7 +404,7 @@ def test_no_command_takes_a_bad_file_for_an_empty_one(words, newest):
     assert not files_beside(newest.config)
 
 
-@pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES)
+@in_turn("content", BAD_FILES)
 def test_a_bad_file_of_any_kind_is_reported_and_stays(content, scripto, raw_server):
     """It costs no code either."""
     server = raw_server(minted())

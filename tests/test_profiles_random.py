@@ -12,6 +12,7 @@ import stat
 import time
 
 import pytest
+
 from conftest import EDGES, Result, Scripto
 
 SECONDS = float(os.environ.get("SCRIPTO_PROPERTY_SECONDS") or 5)

@@ -3,6 +3,7 @@ said."""
 import re
 
 import pytest
+
 from conftest import PROGRAM
 from picture import PICTURE, TOP, demo_lines, words_of
 

@@ -9,10 +9,10 @@ import time
 import zipapp
 
 import pytest
-import conftest
 
-from conftest import PROGRAM, Backend, Scripto, http_reply, wait_until
+import conftest
 from client import KEY, NOWHERE, complete, some_state
+from conftest import PROGRAM, Backend, Scripto, http_reply, in_turn, wait_until
 
 USER = http_reply({"user": {"id": "user_1", "email": "you@example.com", "name": ""}})
 RUNNER = """
@@ -172,7 +172,7 @@ OTHERS = ["ssl", "_ssl", "sqlite3", "_sqlite3", "http", "urllib.request", "smtpl
           "hashlib", "hmac", "secrets"]  # fmt: skip
 
 
-@pytest.mark.parametrize("words", [
+@in_turn("words", [
     "--version", "use --help", "use", "use a --json", "config set --api-key " + KEY, "logout a",
     "auth token", "config show", "config clear --all --yes",
 ])  # fmt: skip

@@ -10,6 +10,7 @@ import threading
 import urllib.parse
 
 import pytest
+
 from conftest import PROGRAM, PYTHONS, Scripto
 
 ROOT = pathlib.Path(PROGRAM).parent

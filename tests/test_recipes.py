@@ -15,6 +15,7 @@ import sys
 import time
 
 import pytest
+
 from conftest import PROGRAM, PYTHONS, Scripto, http_reply, wait_until
 
 README = (pathlib.Path(PROGRAM).parent / "README.md").read_text(encoding="utf-8")

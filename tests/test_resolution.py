@@ -2,14 +2,12 @@
 import pathlib
 
 import pytest
+
 import conftest
-
-from conftest import http_reply
-from client import (
+from client import (  # fmt: skip
     ENV_KEY, KEY, LOGIN_COMPLETE, LOGIN_REQUEST, ME, OTHER_KEY, PRODUCTION, SENT, TWO, profile,
-    profiles, refused, sent_to, some_state,
-)  # fmt: skip
-
+    profiles, refused, sent_to, some_state)
+from conftest import http_reply
 
 # ---- Which key, which URL: the table ----
 

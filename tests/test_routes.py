@@ -15,12 +15,10 @@ import urllib.request
 
 import pytest
 
-from conftest import EDGES, PROGRAM, Backend, Scripto, wait_until
-from backend import (
+from backend import (  # fmt: skip
     DAY, ME, REQUEST, RESOURCE, WRONG, YOU, Reply, age, can_connect, code_after_asking, enter, get,
-    is_accepted, keys_of, message_of,
-)  # fmt: skip
-
+    is_accepted, keys_of, message_of)
+from conftest import EDGES, PROGRAM, Backend, Scripto, wait_until
 
 # ---- Keys ----
 

@@ -3,8 +3,8 @@ import os
 import shutil
 import signal
 
-from conftest import PROGRAM
 from client import KEY
+from conftest import PROGRAM
 
 
 def said(result, code, status, next_action=None):

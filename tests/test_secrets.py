@@ -1,8 +1,8 @@
 """No key and no password is shown, by no command, in no error."""
 import pytest
 
-from conftest import http_reply
-from client import EMAILS, GOOD, KEY, LOGIN_REQUEST, NOWHERE, OFFLINE, case_id, complete, in_turn
+from client import EMAILS, GOOD, KEY, LOGIN_REQUEST, NOWHERE, OFFLINE, complete
+from conftest import case_id, http_reply, in_turn
 
 COMMANDS = {
     "whoami": ["whoami", "--api-key", KEY],

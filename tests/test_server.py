@@ -19,13 +19,11 @@ import time
 
 import pytest
 
-from conftest import PROGRAM, PYTHONS, Backend, Scripto, wait_until, wrong_code
-from backend import (
+from backend import (  # fmt: skip
     COMPLETE, DAY, FORWARDED, GOOD, HEAD, HEALTHZ, JSON, ME, REQUEST, WRONG, YOU, Reply, age,
     answers_at_once, ask, at_once, can_connect, code_after_asking, connect, enter, full_disk, get,
-    guess_wrong, held_up, is_accepted, locked, peak_memory, raw, read_all, statuses, within,
-)  # fmt: skip
-
+    guess_wrong, held_up, is_accepted, locked, peak_memory, raw, read_all, statuses, within)
+from conftest import PROGRAM, PYTHONS, Backend, Scripto, wait_until, wrong_code
 
 # ---- HTTP ----
 

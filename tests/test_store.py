@@ -9,13 +9,11 @@ import sqlite3
 
 import pytest
 
-from conftest import EDGES, wrong_code
-from backend import (
+from backend import (  # fmt: skip
     DAY, LIVE, ME, WRONG, YOU, age, ask, at_once, code_after_asking, database_calls, enter,
     full_disk, get, guess_wrong, is_accepted, keys_of, locked, note, rows, stored_bytes, traced,
-    within, wrong_guesses,
-)  # fmt: skip
-
+    within, wrong_guesses)
+from conftest import EDGES, wrong_code
 
 # ---- Database ----
 

@@ -10,7 +10,8 @@ import struct
 import termios
 
 import pytest
-from conftest import Terminal, Scripto, http_reply, wait_until
+
+from conftest import Scripto, Terminal, http_reply, in_turn, wait_until
 
 KEY = "scripto_fromthetests"
 HOSTILE = {
@@ -306,7 +307,7 @@ def broken_pipe():
     return writer
 
 
-@pytest.mark.parametrize("words", ANSWERS)
+@in_turn("words", ANSWERS)
 def test_a_closed_pipe_ends_quietly(scripto, words):
     writer = broken_pipe()
     run = scripto.run(*words.split(), stdout=writer)

