@@ -106,7 +106,9 @@ def python_id(path):
 
 def case_id(case):
     """For a row of a table: its name, or its words."""
-    return case if isinstance(case, str) else getattr(case, "__name__", " ".join(map(str, case)))
+    if isinstance(case, str):
+        return case
+    return getattr(case, "__name__", None) or " ".join(map(str, case))
 
 
 def in_turn(name, cases):
