@@ -14,15 +14,43 @@ import sys
 if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
     del sys.path[0]  # this file's folder: a download folder, say, with anybody's `email.py`
 
-import collections
-import contextlib
 import errno
 import os
-import re
 import stat
 import time
 
 __version__ = "0.2.0"
+
+
+
+class Lazy:
+    """A module that is loaded when one of its names is used. These three would take more time than
+    the rest of a start."""
+
+    def __init__(self, module):
+        self._module = module
+
+    def __getattr__(self, name):
+        value = self.__dict__[name] = getattr(__import__(self._module), name)
+        return value
+
+
+collections, contextlib, re = map(Lazy, ("collections", "contextlib", "re"))
+
+
+def context_manager(work):
+    """contextlib's, which is loaded at the first call."""
+    return lambda *values: contextlib.contextmanager(work)(*values)
+
+
+class Record:
+    """A row with named columns, as of a named tuple, in that order."""
+
+    columns = ""
+
+    def __init__(self, *values):
+        self.__dict__.update(zip(self.columns.split(), values))
+
 
 # ---- Constants ------------------------
 
@@ -743,7 +771,7 @@ class ProfileFile:
             except OSError:
                 warn(self.ctx, "others have access to the folder " + folder)
 
-    @contextlib.contextmanager
+    @context_manager
     def locked(self):
         """Holds the lock, which dies with its holder, and yields the path for the new content.
         Where there are no locks that path is this writer's alone. Raises OSError."""
@@ -885,8 +913,10 @@ def remove_profiles(state, names):
 # Which key and which base URL are in force, and why. Nothing is sent or written here.
 
 
-# `name` and `profile`: the profile in force, None and {} for none.
-Target = collections.namedtuple("Target", "base_url url_source key key_source name profile")
+class Target(Record):
+    """`name` and `profile` are those of the profile in force, None and {} for none."""
+
+    columns = "base_url url_source key key_source name profile"
 
 
 def given(ctx, check, flag, value, variable):
@@ -2528,9 +2558,19 @@ LIMIT = ("SELECT at FROM events WHERE {} AND kind = ? AND at BETWEEN ? AND ?"
          " ORDER BY at DESC LIMIT 1 OFFSET ?")
 WHOSE = {"email": LIMIT.format("email = ?"), "address": LIMIT.format("address = ?"),
          "email from an address": LIMIT.format("email = ? AND +address = ?")}
-Code = collections.namedtuple("Code", "id hash ticket ticket_tries address tries")
-Attempt = collections.namedtuple("Attempt", "email address code ticket")  # to sign in
-Key = collections.namedtuple("Key", "user_id email user_name id used_at expires_at")
+
+class Code(Record):
+    columns = "id hash ticket ticket_tries address tries"
+
+
+class Attempt(Record):
+    """What somebody signs in with, and from where."""
+
+    columns = "email address code ticket"
+
+
+class Key(Record):
+    columns = "user_id email user_name id used_at expires_at"
 
 
 def noted(error, note):
@@ -2681,7 +2721,7 @@ class Store:
         with self.read_lock:
             return self.reader.execute(sql, values).fetchall()
 
-    @contextlib.contextmanager
+    @context_manager
     def transaction(self):
         """At its end all that was run is on the disk; if anything is raised, nothing is. Raises
         internal if too many wait already, since others need the connections."""
@@ -2764,8 +2804,8 @@ class Store:
         email, entered = attempt.email, self.code_hash(attempt.email, attempt.code)
         ticket, now, refusal = hash_of(attempt.ticket), time.time(), None
         with self.transaction():
-            codes = list(map(Code._make, self.run(
-                CODES, email, now - CODE_SECONDS, now + CLOCK_SECONDS)))
+            codes = [Code(*row) for row in self.run(
+                CODES, email, now - CODE_SECONDS, now + CLOCK_SECONDS)]
             own = [code for code in codes if code.ticket_tries > 0
                    and hmac.compare_digest(code.ticket, ticket)]
             good = [code for code in codes[:LIVE_CODES] if code.tries > 0]
@@ -3562,7 +3602,7 @@ def server_for(ctx, args):
     return server
 
 
-@contextlib.contextmanager
+@context_manager
 def serving(ctx, args):
     """A server that serves while the block runs, in threads of its own."""
     import signal  # lazy
@@ -4049,10 +4089,16 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
 }
 BACKEND = " --api-url --profile"
 SIGN_IN, KEY = " --name --profile-name --expires-in" + BACKEND, "--api-key" + BACKEND
-# What it does, its arguments and flags (with ! what it needs), an example of them, and where it
-# changes something.
-Command = collections.namedtuple("Command", "work purpose takes example changes")
-Command.__new__.__defaults__ = ("", "")
+
+
+class Command(Record):
+    """What does it, what it does, its arguments and flags (with ! what it needs), an example of
+    them, and where it changes something."""
+
+    columns = "work purpose takes example changes"
+    example = changes = ""
+
+
 COMMANDS = {
     "auth login": Command(
         cmd_login, "sign in, in one step; a new email signs up",

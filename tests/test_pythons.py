@@ -316,6 +316,11 @@ def test_a_local_command_loads_nothing_of_the_network_or_the_backend(newest, wor
     assert modules & (NETWORK | SERVING) == set()
 
 
+@pytest.mark.parametrize("words", ["--version", "--help", ""])
+def test_what_needs_no_parser_loads_next_to_nothing(newest, words):
+    assert loaded(newest, words) <= {"errno"}
+
+
 def test_whoami_loads_nothing_of_the_backend(newest, raw_server):
     env = {"SCRIPTO_API_BASE_URL": raw_server(USER).url}
     modules = loaded(newest, "whoami --api-key K", env=env)
