@@ -654,7 +654,8 @@ def remove(path):
 
 
 def write_through(descriptor, content, spare):
-    """To the disk, with so many bytes more for a moment: that there is room for them."""
+    """Flushes the content to the disk. For a moment it is so many bytes longer, which shows that
+    there is room for them."""
     with open(descriptor, "wb") as file:
         file.write(content + b" " * spare)
         file.flush()
@@ -687,8 +688,8 @@ def make_folders(folder):
 
 
 def refuse_links(path):
-    """Raises failed-precondition for root, where a link on that path is not root's, or is in a
-    folder that is not: it could lead what root writes anywhere. Raises OSError."""
+    """Raises failed-precondition for root, where somebody else can have put a link on that path,
+    which could lead what root writes anywhere. Raises OSError."""
     names, foreign = os.path.normpath(path).split(os.sep), False
     for count in range(2, len(names) + 1 if user_id() == 0 else 0):
         step = os.sep.join(names[:count])
@@ -697,8 +698,8 @@ def refuse_links(path):
         status = os.lstat(step)
         foreign = foreign or status.st_uid != 0
         if foreign and stat.S_ISLNK(status.st_mode):
-            hint = "run this as the owner of that folder, or put a folder in the link's place"
-            raise failed(f"{step} is a link of somebody else's, which root does not follow.", hint)
+            hint = "run this as the owner of that folder, or put what it leads to in its place"
+            raise failed(f"{step} is a link in somebody else's folder: root follows none.", hint)
 
 
 class ProfileFile:
@@ -932,7 +933,7 @@ def given_url(ctx, args):
 
 
 def key_is_given(ctx, args):
-    """By flag or environment. A profile that --profile names goes before the environment."""
+    """By flag, or by environment; but the profile that --profile names goes before that."""
     return args.api_key is not None or args.profile is None and bool(ctx.env.get("SCRIPTO_API_KEY"))
 
 
@@ -946,8 +947,8 @@ def no_key(problem, hint=NEXT_SIGN_IN):
 
 def profile_in_force(ctx, named, needed, hint=NEXT_PROFILES):
     """(name, profile) by name, else by SCRIPTO_PROFILE, else the active one; (None, {}) for none.
-    A profile that the variable names need not be there yet, unless it is needed. The hint is for a
-    name that is not there. A file that may not be seen is an error only where it is needed."""
+    needed: its key is asked for. Without that, a file that may not be seen counts as none, and
+    SCRIPTO_PROFILE may name a profile that is not there yet. The hint is for an unknown name."""
     try:
         state = ProfileFile(ctx).read()
     except ScriptoError as error:
@@ -979,8 +980,8 @@ def stored_url(ctx, name, profile):
 
 
 def own_url(ctx, args, stored, name, profile):
-    """(base URL, source) of the profile in force, else of this program. A profile without baseUrl
-    is production's; one that is only the active one leaves a sign-in to this program's URL."""
+    """(base URL, source) of the profile in force. A profile without baseUrl is production's. Where
+    nobody named it, and its key is not needed, this file's own URL goes before production's."""
     chosen = args.profile is not None or ctx.env.get("SCRIPTO_PROFILE")
     if stored or "baseUrl" in profile or profile and chosen:
         return stored_url(ctx, name, profile), "profile"
@@ -1594,7 +1595,7 @@ def request_code(ctx, target, email, command):
 
 
 def name_by_hand(ctx, args):
-    """What the new profile is to be called: --profile-name, else SCRIPTO_PROFILE, else None."""
+    """What the new profile is to be called, by --profile-name or SCRIPTO_PROFILE; None without."""
     name = getattr(args, "profile_name", None)  # login-request has no such flag
     name = name if name is not None else ctx.env.get("SCRIPTO_PROFILE") or None
     check_profile_name(name)
