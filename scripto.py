@@ -398,7 +398,8 @@ def show_error(ctx, error):
 
 
 def read_line(ctx, prompt, secret=False):
-    """One line of standard input, "" for none. A terminal is prompted, and shows no secret."""
+    """One line of standard input, "" for none. A terminal is prompted, and shows no secret; its end
+    (Ctrl-D) is an interruption."""
     try:
         if is_terminal(ctx.stdin):
             if secret:
@@ -409,6 +410,8 @@ def read_line(ctx, prompt, secret=False):
         line = ctx.stdin.buffer.readline(64 << 10) if ctx.stdin else b""
     except (OSError, EOFError, UnicodeDecodeError):  # not for reading, gone, or no text
         return ""
+    if not line and is_terminal(ctx.stdin):
+        raise KeyboardInterrupt
     # PowerShell puts a byte order mark before it, and cmd a blank behind it.
     return line.decode("utf-8", "replace").strip("\ufeff \t\r\n")
 
@@ -1256,88 +1259,305 @@ def call(ctx, target, method, path, part, body=None, hint=None):
 
 
 # ---- Mailbox --------------------------
-# Where `auth login` finds the code. A source is a generator of {name: mail as bytes, or text}: at
-# first it knows what is there already, then it yields what came since, or all that was said. Of a
-# mail only six digits leave this section: what strangers write reaches neither screen nor log.
+# Where `auth login` finds the code. A source is opened once and gives a function that looks: each
+# call returns all that is new since then. Of a mail only six digits leave this section: what
+# strangers write reaches neither screen nor log.
 
-MAIL_BYTES = 1 << 20  # that are looked at of one mail, or of what a command prints
+MAIL_BYTES = 2 << 20  # that are looked at of one mail, or of what a command prints
+FILE_BYTES = 64 << 20  # that are read of one mail, or of what came to an mbox
+FIELD_BYTES = 8 << 10  # of a header field
+TEXT_LENGTH = 120000  # of all texts of a mail, in characters
+LIKELY = 4  # the rank of a code that is tried at once;
+UNLIKELY_SECONDS = 2  # others wait for a better one
+RECIPIENTS = ("delivered-to", "envelope-to", "x-envelope-to", "x-original-to", "x-forwarded-to",
+              "to", "cc")
 NEXT_SOURCE = "see what --code-from takes: scripto auth login --help"
 NEXT_MAIL_SERVER = "check --code-from; SSL_CERT_FILE may name who signed a certificate"
-NEXT_PASSWORD = ("check USER, SCRIPTO_MAIL_PASSWORD or ~/.netrc (mode 0600); the server may want an"
-                 " app password, or an OAuth token in SCRIPTO_MAIL_TOKEN")
-# A code is in no longer number, amount, colour or path.
-CODE_FORM = (r"(?<![^\W_])(?:(?<![#$€£+/&@%.,=?-])|(?<=\bG-))(?<![0-9][ -])"
-             r"(?:[0-9]{6}|[0-9]{3}[ -][0-9]{3}|[0-9](?: [0-9]){5})"
-             r"(?![^\W_]|[%/@-]|[.,: -][0-9])")
-# In what stands around it, below, it is a \0.
-OTHER = (r"(?:order|invoice|receipt|ref(?:erence)?|ticket|case|booking|id|tel|fax|phone|call|box|"
-         r"total|amount|(?<!cation )(?<!code )(?:number|no|nr)|"
-         r"(?:zip|postal|promo|voucher|error|area) code)")
-IS_OTHER = rf"(?i)\b{OTHER}(?: is)?\W*\0|\0 is (?:your |the )?{OTHER}\b"
-IS_CODE = r"(?i)\b(?:pass)?code|verif|sign.?in|log.?in|one.time|\botp\b"
+NEXT_PASSWORD = ("check USER and SCRIPTO_MAIL_PASSWORD; the server may want an app password, or an"
+                 " OAuth token in SCRIPTO_MAIL_TOKEN")
+
+# Stems of words, told apart by |, compared without case and accents. Where several begin at one
+# place, a word for another number wins, then one for a code.
+OTHER_WORDS = (
+    r"(?:bar|qr.?|uni|en|de|zip.?|post|postal |promo |discount |voucher |coupon |error |area |"
+    r"order |tracking )code|order|invoice|receipt|\bref\b|referen|ticket|\bcase\b|booking|\bids?\b|"
+    r"\btel|phone|\bfax|\bcall|\bbox\b|total|amount|balance|customer|account|number|\bno\b|\bnr\b|"
+    r"\bzip\b|parcel|meeting|member|device|transaction|people|bestell|rechnung|kund|vorgang|"
+    r"mitglied|auftrag|command|factur|faktur|client|colis|pedido|folio|operaci|reserva|fatura|"
+    r"protocolo|ordin|fattura|klant|bestill|ordre|tilaus|lasku|asiakas|puhelin|zamowien|objednav|"
+    r"paczk|numer|cislo|rendeles|szamla|comanda|siparis|islem|pesanan|tagihan|nomor|đon hang|"
+    r"заказ|счет|номер|телефон|договор|замовл|рахун|παραγγελ|τιμολογ|τηλ|طلب|فاتور|هاتف|رقم|سفارش|"
+    r"فاکتور|شماره|הזמנ|חשבונית|טלפון|מספר|ऑर्डर|สั่งซื้อ|โทร|注文|請求|電話|番号|주문|청구|전화|"
+    r"订单|訂單|发票|發票|手机|手機|电话|號碼|号码|合同|编号|编码|邮编|尾号|设备")
+CODE_WORDS = (
+    r"code|codi|\bcodu?l?\b|kood|kod|koð|passwor|passord|kennwort|wachtwoord|losenord|mot de passe|"
+    r"contrasena|\bclave|senha|palavra.passe|parol|hasło|heslo|geslo|lozink|jelszo|salasana|sifre|"
+    r"sandi|slaptazod|one.time|einmal|\botp|\bpin\b|\b[ms]?tan\b|\btoken|2fa|two.factor|"
+    r"\bma (?:otp|xac|kiem|đang|truy|bao|cua|nay)|код|парол|κωδικ|կոդ|კოდ|קוד|סיסמ|رمز|كود|"
+    r"كلمة.{0,3}مرور|کد|کوڈ|कोड|ओटीपी|पासवर्ड|কোড|કોડ|ਕੋਡ|குறியீ|కోడ్|ಕೋಡ್|കോഡ്|කේත|รหัส|ລະຫັດ|កូដ|ကုဒ်|ኮድ|"
+    r"(?<![号號编編条條邮郵区區尺])[码碼]|口令|コード|パスワード|ワンタイム|(?:認証|確認|暗証)番号|"
+    r"코드|(?:인증|확인|비밀) ?번호")
+ENTRY_WORDS = (
+    r"sign.?in|log.?in\b|verif|confirm|conferm|authenti|activat|anmeld|einlogg|bestatig|connexion|"
+    r"connecter|sesion|acced|access|acess|inlog|aanmeld|bevestig|logga in|logge? (?:in|pa)|bekraft|"
+    r"kirjau|vahvist|logow|potwierd|prihlas|overen|potvrd|prijav|belep|megeros|giris|dogrula|onay|"
+    r"oturum|đang nhap|\bxac |masuk|konfirm|вход|войти|вхід|увійти|подтвер|підтвер|συνδε|επαληθ|"
+    r"επιβεβ|כניס|התחבר|אימות|دخول|التحقق|ورود|تایید|लॉगिन|सत्याप|เข้าสู่ระบบ|ยืนยัน|ログイン|認証|確認|"
+    r"로그인|인증|확인|登录|登入|验证|驗證|认证|認證|确认|確認")
+OTHER, CODE, ENTRY = KINDS = "\1\2\3"  # what such words become, so that each is looked for once
+MARK, WORD = "[\1-\3]", "[^\\W_]|[\1-\3]"
+SENTENCE = r"[.!?](?: |\Z)|。"  # where one ends
+
+# A code is in no longer number, amount, address or path; G- or a few more letters may lead it in.
+MONEY = "[$£¥\u20a0-\u20cf]"
+CODE_FORM = (
+    r"(?:(?<![\da-z])[a-z]{1,4} ?- ?|(?<![\da-z])(?<![\da-z]-))"
+    rf"(?<!\d[ .,:/-])(?<![+&@%/\\])(?<!\*\*\*)(?<!{MONEY})(?<!{MONEY} )"
+    r"(?<!\b(?:eur|usd|gbp|chf|inr) )(?<!\b(?:rs|rp)[ .])"
+    r"(\d{6}|(?:\d{3}[\s-]{1,3}\d{3}|\d\d[ -]\d\d[ -]\d\d|\d(?:[\s-]{1,3}\d){5})(?! \d))"
+    r"(?![\da-z]|-[\da-z]|[.,:]\d|\*+\d|[%/@])"
+    rf"(?! ?(?:{MONEY}|(?:eur|usd|gbp|chf|inr|kr|zł|kc|ft|lei|tl|đ)\b|円|元|원|руб|грн|บาท|ريال))")
+LINE_BREAKS = set(  # the tags that break a line
+    "address article aside blockquote body br button caption center dd div dl dt fieldset footer"
+    " form h1 h2 h3 h4 h5 h6 header hr input legend li main nav ol option p pre section table td"
+    " th tr ul".split())
 
 
-def codes_of(texts):
-    """The six digits that may be a code, the most likely first."""
-    ranked = []
-    for text in texts:
-        text = re.sub(r"\b(?:https?://|www\.)\S+", " ", text[:MAIL_BYTES].replace("\xa0", " "))
-        for match in re.finditer(CODE_FORM, text):
-            start, end = match.span()
-            sentence = re.split(r"[.!?\n]", text[end : end + 40])[0]
-            around = text[max(0, start - 80) : start] + "\0" + sentence
-            rank = 2 if re.search(IS_CODE, around) else int(end - start == 6)
-            if rank and not re.search(IS_OTHER, around):
-                ranked.append((-rank, len(ranked), re.sub("[ -]", "", match.group())))
-    return [code for _, _, code in sorted(ranked)]
+def shortened(content, most):
+    """Bytes or text, at most so much, from both ends."""
+    return content if len(content) <= most else content[: most // 2] + content[-(most // 2) :]
 
 
-def texts_of(message):
-    """Subject, plain texts, HTML: decoded, without tags and style sheets."""
-    from html import unescape  # lazy
+def decoded(content, charset):
+    try:
+        return content.decode(charset, "replace")
+    except (LookupError, ValueError):  # unknown, or none at all
+        return content.decode("utf-8", "replace")
 
-    yield str(message["subject"])
-    for kind in ("text/plain", "text/html"):
-        for part in message.walk():
-            if part.get_content_type() == kind:
-                try:
-                    text = part.get_content()
-                except LookupError:  # a charset that Python does not know
-                    text = part.get_payload(decode=True).decode("ascii", "replace")
-                if kind == "text/html":
-                    text = "".join(re.split(r"(?i)</?(?:style|script)\b[^<>]*>", text)[::2])
-                    text = re.sub(r"(?i)</?(?:p|div|h[1-6]|br|tr|li)\b[^<>]*>", "\n",
-                                  " ".join(text.split()))
-                    text = unescape(re.sub("<[^<>]*>", " ", text))
-                    text = re.sub(r"[^\S\n]+", " ", text)
-                yield text
+
+def page_reader():
+    """A parser that gathers what HTML shows: texts, with line breaks as they look, and what stands
+    for its pictures."""
+    from html.parser import HTMLParser  # lazy
+
+    class PageReader(HTMLParser):
+        def set_cdata_mode(self, *tag, **more):
+            """Is never entered: a style sheet without an end would swallow the rest."""
+
+        def handle_starttag(self, tag, attributes):
+            had = dict(attributes)
+            self.hidden = tag in ("style", "script", "title")
+            self.texts.append("\n" * (tag in LINE_BREAKS))
+            if tag == "input" and had.get("type") != "hidden":
+                self.texts.append(had.get("value") or "")
+            self.pictures.append(had.get("alt") or "")
+
+        def handle_endtag(self, tag):
+            self.hidden = False
+            self.texts.append("\n" * (tag in LINE_BREAKS))
+
+        def handle_data(self, text):
+            self.texts.append("" if self.hidden else re.sub(r"\s+", " ", text))
+
+    reader = PageReader()
+    reader.texts, reader.pictures, reader.hidden = [], [], False
+    return reader
+
+
+def page_texts(page, most):
+    """(the text of HTML, what stands for its pictures). What html.parser would look at again and
+    again, or trip over, goes first: comments, declarations, endless tags and numbers, and a `<`
+    that begins no tag."""
+    page = re.sub(r"(?s)<!--.*?(?:-->|\Z)|<[!?][^<>]*>|<[^<>]{2000,}>|&#\w{9,}", "", page)
+    page = re.sub(r"<(?![^<>]*>)", "&lt;", shortened(page, most))
+    reader = page_reader()
+    try:
+        reader.feed(page)
+        reader.close()
+    except (AssertionError, NotImplementedError, ValueError):
+        return re.sub("<[^<>]*>", "\n", page), ""
+    return "".join(reader.texts), "\n".join(reader.pictures)
+
+
+def split_part(part):
+    """({name in lower case: [field]}, body) of a mail, or of a part of one."""
+    head, _, body = (re.split(rb"(\A\r?\n|\r?\n\r?\n)", part, 1) + [b"", b""])[:3]
+    fields = collections.defaultdict(list)
+    for field in re.split(rb"\r?\n(?![ \t])", head):
+        name, _, value = field.partition(b":")
+        fields[name.decode("latin-1").strip().lower()].append(value[:FIELD_BYTES])
+    return fields, body
+
+
+def parts_of(content):
+    """Yields (fields, body) of a mail and of each part in it, however deep: what stands between
+    any of its boundaries (RFC 2046). So a mail that lacks its end or its middle has parts, too."""
+    names = {name.strip() for name in re.findall(rb'(?i)\bboundary="?([^"\r\n;]{1,70})', content)}
+    ends = {b"--" + name + end for name in names for end in (b"", b"--")}
+    mark = os.urandom(16)
+
+    def divide(line):
+        return mark if line.group().strip() in ends else line.group()
+
+    for part in re.sub(rb"(?m)^--[^\n]*\n?", divide, content).split(mark):
+        fields, body = split_part(part)
+        yield fields, body
+        if b"message/rfc822" in b"".join(fields["content-type"]).lower():
+            yield split_part(body)
+
+
+def header_text(field):
+    """A header field's text, its encoded words decoded (RFC 2047)."""
+    from email import errors, header  # lazy
+
+    text = decoded(field, "utf-8")
+    try:
+        return "".join(part if isinstance(part, str) else decoded(part, charset or "utf-8")
+                       for part, charset in header.decode_header(text))
+    except (errors.MessageError, ValueError):
+        return text
+
+
+def body_text(fields, body):
+    """Decoded by what its header says (RFC 2045, 6), as far as that is so."""
+    import binascii  # lazy
+
+    encoding = b"".join(fields["content-transfer-encoding"]).strip().lower()
+    if encoding == b"base64":
+        body = re.sub(rb"[^0-9A-Za-z+/]", b"", body)
+        body = binascii.a2b_base64(body[: len(body) - (len(body) % 4 == 1)] + b"==")
+    elif encoding == b"quoted-printable":
+        body = binascii.a2b_qp(body)
+    # What is ruled out is for names: a text would take it for ever.
+    form = rb"(?i)charset=[\"']?(?!idna|punycode)([^\s\"';]+)"
+    charset = re.search(form, b"".join(fields["content-type"]))
+    return decoded(body, charset.group(1).decode("latin-1") if charset else "utf-8")
+
+
+def read_mail(content):
+    """(whom a mail is to, its texts: subject, plain text, HTML, what stands for pictures)."""
+    plain, pages, pictures, left = [], [], [], TEXT_LENGTH
+    parts = list(parts_of(content))
+    for fields, body in parts:
+        kind = b"".join(fields["content-type"]).lower()
+        if left > 0 and b"html" in kind:
+            page, picture = page_texts(body_text(fields, body), left)
+            pages.append(page)
+            pictures.append(shortened(picture, left))
+            left -= 100 + len(page) + len(picture)  # a part costs time, too
+        elif left > 0 and (not kind or b"text/" in kind):
+            plain.append(shortened(body_text(fields, body), left))
+            left -= 100 + len(plain[-1])
+    fields = parts[0][0]
+    to = [header_text(b", ".join(fields[name])[:FIELD_BYTES]) for name in RECIPIENTS]
+    return ", ".join(to), [header_text(b"".join(fields["subject"][:1])), *plain, *pages, *pictures]
+
+
+def folded(text):
+    """Text as it is compared: without case, accents and what has no width. Digits keep their
+    script, which int() knows."""
+    import unicodedata  # lazy
+
+    def plain(text):
+        return "".join(c for c in text if unicodedata.category(c) not in ("Mn", "Me", "Cf"))
+
+    return plain(unicodedata.normalize("NFKD", plain(text)).lower())
+
+
+def marked(text):
+    """Text without links, with a mark in place of each word that tells what a number is."""
+    text = folded(re.sub("[，：；！？]", r"\g<0> ", text))  # what is wide has a space in it
+    text = re.sub(r"https?://[!-~]+|www\.[!-~]+|[0-9a-z]\.[a-z]{2,24}/[!-~]*", " ", text)
+    text = re.sub("[\u2010-\u2015\u2212]", "-", text)
+    words = "|".join(f"({folded(each)})" for each in (OTHER_WORDS, CODE_WORDS, ENTRY_WORDS))
+    text = re.sub(words, lambda word: KINDS[word.lastindex - 1], text)
+    return re.sub(r"\s+", lambda space: "\n" if "\n" in space.group() else " ", text)
+
+
+def candidates(text):
+    """Yields (match, lead, behind, label, alone) of what may be a code in a marked text. The lead
+    is its line up to it, with three lines above if no word stands before it there, but not what led
+    to the candidate before. Behind it is the rest of its sentence; between two, the nearer half.
+    The label is the nearest mark. Alone: on its line."""
+    matches = list(re.finditer(folded(CODE_FORM), text))
+    used = end = 0
+    for match, following in zip(matches, matches[1:] + [None]):
+        start, before = match.start(), end
+        lines = text[max(start - 300, used) : start].split("\n")
+        first = not re.search(WORD, lines[-1])
+        lead = "\n".join(lines[-4:] if first else lines[-1:])
+        end = match.end()
+        rest = text[end : end + 80].partition("\n")[0]
+        behind = re.split(SENTENCE, rest)[0]
+        near = re.findall(MARK, text[max(start - len(lead), before) : start])
+        marks = re.findall(MARK, behind)
+        label = (near[-1:] + marks[:1] + [""])[0]
+        if following and following.start() < end + len(behind) and marks[-1:] != [OTHER]:
+            behind = behind[: (following.start() - end + 1) // 2]
+        if label != OTHER:
+            used = end + len(behind)
+        yield match, lead, behind, label, first and not re.search(WORD, rest)
+
+
+def rank_of(match, lead, behind, label, alone, words):
+    """How likely a candidate is, None for what is none without a word near it: what has a # before
+    it, and in a mail without such words digits that stand apart."""
+    sentence = re.split(SENTENCE, lead)[-1] + behind
+    rank = max(6 * (CODE in sentence), 5 * (CODE in lead), 4 * (ENTRY in sentence),
+               3 * (ENTRY in lead))
+    whole = re.match(r"\d{6}|\d{3}[ -]{1,3}\d{3}\Z", match.group(1))
+    if not rank and (lead[-1:] == "#" or not (whole or words)):
+        return None
+    return rank + 2 * alone - 2 * (label == OTHER) + words
+
+
+def ranked(texts):
+    """{code: its rank} of a mail's texts, the subject first: the most likely first, at equal rank
+    in the order of the texts."""
+    texts = [marked(text) for text in texts]
+    words = any(mark in text for text in texts for mark in (CODE, ENTRY))
+    found = {}
+    for number, text in enumerate(texts):
+        for match, *context in candidates(text):
+            rank = rank_of(match, *context, words)
+            if rank is not None:
+                code = "".join(str(int(c)) for c in match.group(1) if c.isdigit())
+                found[code] = max(found.get(code, rank), rank + (number == 0))
+    return dict(sorted(found.items(), key=lambda each: -each[1]))
+
+
+def is_to(email, recipients):
+    """Whether mail with those header fields is to that email, whose domain may be there in ASCII
+    (IDNA, RFC 5890)."""
+    local, _, domain = email.lower().rpartition("@")
+    words = re.split(r"[\s<>,;:()]+", recipients.replace('"', "").lower())
+    wanted = {email.lower()}
+    with contextlib.suppress(UnicodeError):
+        wanted.add(f"{local}@{domain.encode('idna').decode()}")
+    return any(word.strip("'") in wanted for word in words)
 
 
 def examine(content, email):
-    """(whether a mail is to that email, None for a text; the codes in it)."""
-    from email import errors, message_from_bytes, policy  # lazy
-
+    """(whether a mail is to that email, None for a text; {code: its rank} of what may be a code in
+    it, the most likely first)."""
     if isinstance(content, str):
-        return None, codes_of([content])
-    try:
-        message = message_from_bytes(content, policy=policy.default)
-        fields = ("To", "Cc", "Delivered-To", "X-Original-To")
-        to = " ".join(str(each) for field in fields for each in message.get_all(field, ()))
-        to_us = email.lower() in re.split(r'[\s<>,;:"()]+', to.lower())
-        return to_us, codes_of(texts_of(message)) if to_us else ()
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError,
-            errors.MessageError):  # malformed beyond the library's patience
-        return False, ()
+        return None, ranked(["", shortened(content, TEXT_LENGTH)])
+    recipients, texts = read_mail(content)
+    to_us = is_to(email, recipients)
+    return to_us, ranked(texts) if to_us else {}
 
 
-def watch_input(ctx, place, email):
-    text = b""
-    more = True
-    while more:
-        yield {"standard input": text.decode("utf-8", "replace")}
+
+def open_input(ctx, place, email):
+    """Each look waits for more to read, and returns all of it; None at the end."""
+    said = []
+
+    def look():
         more = next_bytes(ctx)
-        text = (text + more)[-MAIL_BYTES:]
-    raise invalid("Standard input ended, and no code in it is right.", NEXT_SOURCE)
+        said[:] = [shortened(b"".join(said) + more, MAIL_BYTES)]
+        return {"standard input": said[0].decode("utf-8", "replace")} if more else None
+
+    return look
 
 
 def end_command(process):
@@ -1348,56 +1568,80 @@ def end_command(process):
         process.kill()
 
 
-def watch_command(ctx, command, email):
-    """Its standard error is not shown: that might quote a mail."""
+def open_command(ctx, command, email):
+    """Each look runs it. Its standard error is not shown: that might quote a mail."""
     import atexit  # lazy
     import subprocess
 
     env = dict(ctx.env, SCRIPTO_REQUESTED_AT=str(int(time.time())),
                SCRIPTO_EMAIL=os.fsdecode(email.encode()))  # which an ASCII locale takes, too
     nothing = subprocess.DEVNULL
-    found = {}
-    while True:
-        yield found
+
+    def look():
         with subprocess.Popen(command, shell=True, env=env, stdin=nothing, stderr=nothing,
                               stdout=subprocess.PIPE, start_new_session=True) as process:
             atexit.register(end_command, process)
             output = process.stdout.read(MAIL_BYTES).decode("utf-8", "replace")
             atexit.unregister(end_command)
             end_command(process)
-        found = {f"the output of the command (exit status {process.returncode})": output}
+        return {f"the output of the command (exit status {process.returncode})": output}
+
+    return look
 
 
-def watch_maildir(ctx, folder, email):
-    """new/, and cur/, where readers move what they have seen."""
-    import mailbox  # lazy
+def exists(place):
+    """False for a mailbox that may come yet, into a folder that is there. Raises OSError."""
+    os.stat(os.path.dirname(os.path.abspath(place)))
+    return os.path.lexists(place)
 
-    os.listdir(os.path.join(folder, "new"))  # raises OSError; mailbox has errors of its own
-    box = mailbox.Maildir(folder, create=False)
-    found = {}
-    known = set(box.keys())
-    while True:
-        yield found
+
+def read_from(path, start):
+    """(where, what) is in a file from there on, or from its end if that comes first. Raises
+    OSError, also for what is no file: a FIFO would hang."""
+    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no file")
+        start = min(start, file.seek(0, os.SEEK_END))
+        file.seek(start)
+        return start, file.read(FILE_BYTES)
+
+
+def open_maildir(ctx, folder, email):
+    """new/, and cur/, where readers move what they have seen. A mail that cannot be read, or that
+    is just being moved, is left out."""
+
+    def listed():
         found = {}
-        for name in set(box.keys()) - known:
-            try:
-                with box.get_file(name) as file:
-                    found[name] = file.read(MAIL_BYTES)
-            except (KeyError, FileNotFoundError):
-                pass  # just being moved, or deleted
-        known.update(found)
+        for part in ("new", "cur") if exists(folder) and os.listdir(folder) else ():
+            with contextlib.suppress(FileNotFoundError):
+                for name in os.listdir(os.path.join(folder, part)):
+                    found[name.partition(":")[0]] = os.path.join(folder, part, name)
+        return found
+
+    known, mails = set(listed()), {}
+
+    def look():
+        for name, path in listed().items():
+            if name not in known and name not in mails:
+                with contextlib.suppress(OSError):
+                    mails[name] = shortened(read_from(path, 0)[1], MAIL_BYTES)
+        return mails
+
+    return look
 
 
-def watch_mbox(ctx, path, email):
-    """Each time all that is new: the last mail may not have been whole. In a file that shrank
-    nothing is known to be new."""
-    start = float("inf")
-    while True:
-        with open(path, "rb") as file:
-            start = min(start, file.seek(0, os.SEEK_END))
-            file.seek(start)
-            mails = re.split(rb"(?m)^From ", file.read(64 * MAIL_BYTES))[1:]
-        yield {at: b"From " + mail[:MAIL_BYTES] for at, mail in enumerate(mails)}
+def open_mbox(ctx, path, email):
+    """What came behind its former end: each time all of it, as the last mail may not have been
+    whole. In a file that shrank nothing is known to be new. A mail begins behind an empty line."""
+    start = read_from(path, sys.maxsize)[0] if exists(path) else 0
+
+    def look():
+        nonlocal start
+        start, content = read_from(path, start) if exists(path) else (0, b"")
+        mails = re.split(rb"(?:\A\s*|\n\r?\n)From ", content)[1:]
+        return {str(at): shortened(b"From " + mail, MAIL_BYTES) for at, mail in enumerate(mails)}
+
+    return look
 
 
 def words_of(error, *secrets):
@@ -1409,17 +1653,17 @@ def words_of(error, *secrets):
     return harmless(words)[:200]
 
 
+def quoted(text):
+    """For IMAP (RFC 3501, 9: quoted)."""
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
+
+
 def log_in(ctx, box, user, host):
     """By a token (SASL XOAUTH2, as Google and Microsoft have it), else by a password."""
     import base64  # lazy
-    import netrc
 
-    token, password = map(ctx.env.get, ("SCRIPTO_MAIL_TOKEN", "SCRIPTO_MAIL_PASSWORD"))
-    try:
-        login, _, stored = netrc.netrc().authenticators(host)
-        password = password or login == user and stored
-    except (OSError, TypeError, ValueError, netrc.NetrcParseError):
-        pass  # there is none, or others can read it
+    names = "SCRIPTO_MAIL_TOKEN", "SCRIPTO_MAIL_PASSWORD"
+    token, password = (ctx.env.get(name, "").strip("\r\n") for name in names)
     if not token and not password:
         raise invalid(f"There is no password for {user} at {host}.", NEXT_PASSWORD)
     kind, reply = "PLAIN", f"\0{user}\0{password}"
@@ -1429,149 +1673,172 @@ def log_in(ctx, box, user, host):
         if token or "AUTH=PLAIN" in box.capabilities:
             box.authenticate(kind, lambda challenge: b"" if challenge else reply.encode())
         else:
-            box.login(user, password)
+            box.login(quoted(user), password)
     except box.error as error:
         sent = base64.b64encode(reply.encode()).decode()
         words = words_of(error, sent, token or password)
         raise failed(f"{host} refused the log-in: {words}", NEXT_PASSWORD) from error
 
 
-def open_imap(ctx, url):
-    """(connection, UIDVALIDITY, UIDNEXT), by RFC 3501. EXAMINE: nothing there is changed."""
-    import imaplib  # lazy
-    from urllib.parse import unquote
+def imap_place(url):
+    """(whether by TLS, user, host, port, folder)."""
+    from urllib.parse import unquote, urlsplit  # lazy
 
-    form = r"imap(s?)://([^/:\s]+)@(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::([0-9]{1,5}))?(?:/(.*))?\Z"
-    match = re.match(form, url, re.IGNORECASE | re.ASCII)
-    if not match or not re.match(r"[ -~]*\Z", unquote(match.group(5) or "")):
-        problem = "An IMAP mailbox has a user, a host and a folder in ASCII here, and no password."
-        raise invalid(problem, NEXT_SOURCE)
-    secure, user, host, port, folder = map(unquote, match.groups(""))
-    host = host.strip("[]")
-    folder = '"' + re.sub(r'(["\\])', r"\\\1", folder or "INBOX") + '"'
-    if secure:
-        box = imaplib.IMAP4_SSL(host, int(port or 993), ssl_context=client_tls())
-    else:
-        box = imaplib.IMAP4(host, int(port or 143))
-        if not is_loopback(host):
-            box.starttls(client_tls())
-    box.sock.settimeout(LOCK_SECONDS)
-    log_in(ctx, box, user, host)
-    status, reply = box.status(folder, "(UIDNEXT UIDVALIDITY)")
-    if status != "OK" or box.select(folder, readonly=True)[0] != "OK":
-        problem = f"{host} does not open that folder: {words_of(box.error(reply[-1]))}"
-        raise invalid(problem, "pass another /FOLDER in --code-from")
-    numbers = dict(re.findall(rb"(UID[A-Z]+) ([0-9]+)", reply[-1].rpartition(b"(")[2]))
-    return box, numbers[b"UIDVALIDITY"], int(numbers[b"UIDNEXT"])
-
-
-def mails_from(box, first):
-    """By UID. The last mail comes with any search for `n:*`, however old."""
-    found = {}
-    box.noop()
-    status, uids = box.uid("SEARCH", f"UID {first}:*")
-    for uid in map(int, (uids[0] or b"").split() if status == "OK" else ()):
-        if uid >= first:
-            parts = box.uid("FETCH", str(uid), f"(BODY.PEEK[]<0.{MAIL_BYTES}>)")[1]
-            found[uid] = next((part[1] for part in parts if isinstance(part, tuple)), b"")
-    return found
-
-
-def watch_imap(ctx, url, email):
-    """A connection that drops, as with busy servers, is made again, once; with another UIDVALIDITY
-    nothing is known to be new."""
-    import imaplib  # lazy
-
-    # Of the network, and of imaplib at a server that does not keep to the protocol.
-    errors = (OSError, OverflowError, ValueError, LookupError, AttributeError, TypeError,
-              imaplib.IMAP4.error)
     try:
-        (box, validity, first), found, again = open_imap(ctx, url), {}, True
-        while True:
-            yield found
-            try:
-                found, again = mails_from(box, first), True
-            except errors:
-                if not again:
-                    raise
-                box, now, next_uid = open_imap(ctx, url)
-                first, found, again = first if now == validity else next_uid, {}, False
-                validity = now
-            first = max(found, default=first - 1) + 1
-    except errors as error:
-        host = url.split("/")[2].rpartition("@")[2]
+        parts = urlsplit(url)
+        secure, user, folder = parts.scheme == "imaps", parts.username or "", parts.path[1:]
+        port = parts.port or (993 if secure else 143)
+        user, folder = unquote(user), unquote(folder) or "INBOX"
+        form = r"[ -~]+\n[a-z0-9_.:-]+\n[ -~]+\Z"
+        if parts.password is None and re.match(form, f"{user}\n{parts.hostname}\n{folder}"):
+            return secure, user, parts.hostname, port, folder
+    except ValueError:  # no number is the port
+        pass
+    problem = "An IMAP mailbox has a user, a host and a folder in ASCII here, and no password."
+    raise invalid(problem, NEXT_SOURCE)
+
+
+@contextlib.contextmanager
+def at_mail_server(host):
+    """What the network does wrong in here, or a server that does not keep to the protocol, at
+    which imaplib stumbles, is network-error."""
+    import imaplib  # lazy
+
+    try:
+        yield
+    except (OSError, OverflowError, ValueError, LookupError, AttributeError, TypeError,
+            imaplib.IMAP4.error) as error:
         problem = f"The mail server {host} cannot be used: {words_of(error)}"
         raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER) from error
 
 
-SOURCES = {"-": watch_input, "cmd": watch_command, "maildir": watch_maildir, "mbox": watch_mbox,
-           "imap": watch_imap, "imaps": watch_imap}
+def mails_from(box, first, known):
+    """{UID: mail} of what is new: only peeked at, so that nothing there is changed."""
+    found = {}
+    for uid in box.uid("SEARCH", f"UID {first}:*")[1][0].decode().split():
+        if int(uid) >= first and uid not in known:  # the last mail comes with any such search
+            parts = box.uid("FETCH", uid, f"(BODY.PEEK[]<0.{FILE_BYTES}>)")[1]
+            mail = next((part[1] for part in parts if isinstance(part, tuple)), b"")
+            found[uid] = shortened(mail, MAIL_BYTES)
+    return found
 
 
-def codes_polled(ctx, source, email, looked):
-    """Yields None once that source is open, then each code once, as it comes. In looked[name] is
-    whether what was found is to that email."""
+def open_imap(ctx, url, email):
+    """By RFC 3501. EXAMINE: nothing there is changed."""
+    import imaplib  # lazy
+
+    secure, user, host, port, folder = imap_place(url)
+    folder = quoted(folder)
+    with at_mail_server(host):
+        if secure:
+            box = imaplib.IMAP4_SSL(host, port, ssl_context=client_tls())
+        else:
+            box = imaplib.IMAP4(host, port)
+            if not is_loopback(host):
+                box.starttls(client_tls())
+        log_in(ctx, box, user, host)
+        status, reply = box.status(folder, "(UIDNEXT)")
+        if status != "OK" or box.select(folder, readonly=True)[0] != "OK":
+            problem = f"{host} does not open that folder: {words_of(box.error(reply[-1]))}"
+            raise invalid(problem, "pass another /FOLDER in --code-from")
+        first, mails = int(re.search(rb"UIDNEXT (\d+)", reply[-1]).group(1)), {}
+
+    def look():
+        with at_mail_server(host):
+            box.noop()
+            mails.update(mails_from(box, first, mails))
+        return mails
+
+    return look
+
+
+# kind: (what opens it, seconds between two looks)
+SOURCES = {"-": (open_input, 0), "cmd": (open_command, 1), "maildir": (open_maildir, 0.2),
+           "mbox": (open_mbox, 0.2), "imap": (open_imap, 1), "imaps": (open_imap, 1)}
+
+
+def open_source(ctx, source, email):
+    """(a function that looks, seconds between two looks). Raises invalid-argument, or what a mail
+    server does wrong. A look returns {name: mail as bytes, or text}, None when no more can come."""
     kind, _, place = source.partition(":")
     if kind not in SOURCES or bool(place) == (kind == "-"):
         raise invalid("There is no such source of codes.", NEXT_SOURCE)
-    local = kind in ("-", "maildir", "mbox")
-    place = os.path.expanduser(place) if local else place if kind == "cmd" else source
-    looks = SOURCES[kind](ctx, place, email)
-    tried = set()
-    next(looks)
-    yield None
-    for found in looks:
-        mails = 0
-        for name in sorted(found, reverse=True):
-            looked[name], codes = examine(found[name], email)
-            mails += bool(codes)  # an older one's code is dead, and to try it would cost an attempt
-            for code in codes if mails <= LIVE_CODES else ():
-                if code not in tried:
-                    tried.add(code)
-                    yield code  # then the next most likely one, if that was wrong
-        time.sleep(0.2 if local else 1)
+    opener, pause = SOURCES[kind]
+    place = os.path.expanduser(place) if pause < 1 else place if kind == "cmd" else source
+    try:
+        return opener(ctx, place, email), pause
+    except OSError as error:
+        problem = f"The mailbox {place} cannot be read: {error.strerror}."
+        raise invalid(problem, NEXT_SOURCE) from error
 
 
-def what_came(looked, email):
+def codes_polled(source, email, came):
+    """Yields each code once, as it comes: of all that is new the most likely one first, then of the
+    newest mail. An unlikely one waits for better. It ends when no more can come, or when a command
+    prints only what was refused. In `came` is what was found: {name: (mail, *examine(mail))}."""
+    (look, pause), tried, since = source, set(), {}
+    while True:
+        found = look()
+        if found is None:
+            return
+        for name in set(came) - set(found):
+            del came[name]
+        for name, mail in found.items():
+            if name not in came or came[name][0] != mail:
+                came[name] = (mail, *examine(mail, email))
+        newest = sorted(came, key=lambda name: list(map(int, re.findall("[0-9]+", name))))[::-1]
+        codes = [each for name in newest for each in came[name][2].items()]
+        codes.sort(key=lambda each: -each[1])
+        texts = any(to_us is None for _, to_us, _ in came.values())
+        if texts and pause and codes and tried.issuperset(code for code, _ in codes):
+            return
+        for code, rank in codes:
+            waited = time.monotonic() - since.setdefault(code, time.monotonic())
+            if code not in tried and (texts or rank >= LIKELY or waited >= UNLIKELY_SECONDS):
+                tried.add(code)
+                yield code
+        time.sleep(pause)
+
+
+def what_came(came, email, tried):
     """In words, and none of them a mail's."""
-    to_us = list(looked.values())
+    if tried:
+        return "1 came and was refused" if tried == 1 else f"{tried} came and were refused"
+    to_us = [each for _, each, _ in came.values()]
     if None in to_us:
-        return "none in " + list(looked)[-1]
+        return "none in " + list(came)[-1]
     text = f"{len(to_us) or 'no'} new messages" + f", none to {email}" * bool(to_us)
     if any(to_us):
-        text = f"{sum(to_us)} to {email}, with no right code in it"
+        text = f"{sum(to_us)} to {email}, with no code in it"
     return text + "; a spam folder is worth a look (for IMAP: .../Junk)"
 
 
 def codes_awaited(ctx, source, email, seconds, then):
-    """Yields None once that source is open, then each code. Raises what is wrong with the source;
-    later, with `then` as next action, when the time is over or no more can come. In within(), as
-    no time-out of ours ends a server that dribbles or a mail that is a puzzle."""
+    """Yields each code as it comes, until no more can come. Raises deadline-exceeded when the time
+    is over, or what is wrong with the source, with `then` as next action. Each look is bounded by
+    within(), as no time-out of ours ends a server that sends a byte a second."""
     import socket  # lazy
 
-    def count(left):
-        progress(ctx, f"Waiting for the code, {left:.0f} seconds left")
-
-    looked, opened, give_up = {}, False, time.monotonic() + seconds
-    codes = codes_polled(ctx, source, email, looked)
+    came, tried, give_up = {}, 0, time.monotonic() + seconds
+    codes = codes_polled(source, email, came)
     try:
         while True:
-            code = within(give_up - time.monotonic(), next, codes, meanwhile=count)
+            code = within(max(give_up - time.monotonic(), 0), next, codes, None, meanwhile=lambda
+                          left: progress(ctx, f"Waiting for the code, {left:.0f} seconds left"))
             progress(ctx, "")
+            if code is None:
+                return
+            tried += 1
             yield code
-            opened = True
     except socket.timeout:
-        if not opened:
-            problem = "The mailbox does not answer."
-            raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER) from None
-        problem = f"No code came within {seconds} seconds: {what_came(looked, email)}."
-        raise ScriptoError("network-error", problem, then) from None
-    except (OSError, ScriptoError) as error:
-        if isinstance(error, OSError):
-            wrong = failed if opened else invalid
-            error = wrong(f"The mailbox cannot be read: {error.strerror}.", NEXT_SOURCE)
-        error.next_action = then if opened else error.next_action
-        raise error
+        what = "No right code" if tried else "No code"
+        problem = f"{what} came within {seconds} seconds: {what_came(came, email, tried)}."
+        raise ScriptoError("deadline-exceeded", problem, then) from None
+    except OSError as error:
+        raise failed(f"The mailbox cannot be read: {error.strerror}.", then) from error
+    except ScriptoError as error:
+        error.next_action = then
+        raise
     finally:
         progress(ctx, "")
 
@@ -1723,45 +1990,67 @@ def cmd_login_complete(ctx, args):
     return sign_in(ctx, args, *prepare(ctx, args, "login-complete"), code)
 
 
-def codes_typed(ctx, target, email, then):
-    """Yields None, then what is typed at the terminal. An empty line may ask for a new code."""
-    yield None
+def codes_typed(ctx):
+    """Yields each code that is typed at the terminal."""
     while True:
-        code = read_line(ctx, "Code: ")
-        reply = "" if code else read_line(ctx, "Send a new code? [y/n] ").lower()
-        if code:
-            yield code
-        elif reply in ("y", "yes"):
-            request_code(ctx, target, email, "login")
-        elif reply not in ("n", "no"):  # the end of the input, most likely
-            raise ScriptoError("cancelled", "No code was given.", then)
+        text = read_line(ctx, "Code: ")
+        try:
+            if text:  # an empty line asks again
+                yield check_code(text)
+        except ScriptoError as error:
+            say(ctx, "✗ " + error.message)
 
 
-def cmd_login(ctx, args):
-    """Both steps in one. A wrong code is not the end: a right one may come yet."""
-    seconds = check_number(args.timeout or "90", "--timeout", 3600, 1)
-    target, file = prepare(ctx, args, "login")
+def code_source(ctx, args, seconds):
+    """What was opened of the place that the call names, None for a terminal. What is wrong with it
+    costs no code."""
+    import socket  # lazy
+
     place = args.code_from or ctx.env.get("SCRIPTO_CODE_FROM")
-    then = ctx.then(*SECOND_STEP)
-    if place:
-        codes = codes_awaited(ctx, place, args.email, seconds, then)
-    elif is_terminal(ctx.stdin):
-        codes = codes_typed(ctx, target, args.email, then)
-    else:
-        first = ctx.then("auth login-request")
+    if not place and not is_terminal(ctx.stdin):
+        first, then = ctx.then("auth login-request"), ctx.then(*SECOND_STEP)
         hint = f"pass --code-from, or in two steps: {first}; then: {then}"
         raise invalid("There is no terminal to ask for the code at.", hint)
-    next(codes)  # what is wrong with a mailbox costs no code
-    ticket = request_code(ctx, target, args.email, "login").get("ticket")
-    say(ctx, f"Sign-in code sent to {args.email}. If this is cut off, go on with:", "  " + then)
-    for code in codes:
+    try:
+        return within(seconds, open_source, ctx, place, args.email) if place else None
+    except socket.timeout:
+        problem = "The mailbox does not answer."
+        raise ScriptoError("network-error", problem, NEXT_MAIL_SERVER) from None
+
+
+def first_right(ctx, codes, buy):
+    """What buy(code) returns for the first code that is right. A wrong one is not the end: a right
+    one may come yet, until the attempts that a backend grants are over."""
+    refused = invalid("Standard input ended, and there is no code in it.", ctx.then(*SECOND_STEP))
+    for _, code in zip(range(CODE_ATTEMPTS), codes):
         try:
-            return sign_in(ctx, args, target, file, check_code(code), ticket)
+            return buy(code)
         except ScriptoError as error:
             if error.code != "invalid-argument":
                 raise
-            hint = "" if place else " Try again; an empty line asks for a new one."
-            say(ctx, "✗ " + error.message + hint)
+            refused = error
+        say(ctx, "✗ " + refused.message)
+    raise refused
+
+
+def cmd_login(ctx, args):
+    """Both steps in one."""
+    seconds = check_number(args.timeout or "90", "--timeout", 3600, 1)
+    if not args.email and is_terminal(ctx.stdin):
+        args.email = read_line(ctx, "Email: ")
+    target, file = prepare(ctx, args, "login")
+    source, then = code_source(ctx, args, seconds), ctx.then(*SECOND_STEP)
+    try:
+        ticket = request_code(ctx, target, args.email, "login").get("ticket")
+        say(ctx, f"Sign-in code sent to {args.email}. If this is cut off, go on with:", "  " + then)
+        codes = codes_typed(ctx)
+        if source:
+            codes = codes_awaited(ctx, source, args.email, seconds, then)
+        return first_right(ctx, codes, lambda code: sign_in(ctx, args, target, file, code, ticket))
+    except KeyboardInterrupt as cause:
+        if is_terminal(ctx.stderr):
+            say(ctx, "")  # what was typed stands on the line
+        raise interrupted(cause, then) from None
 
 
 def warn_of_end(ctx, target):
@@ -4103,7 +4392,7 @@ class Command(Record):
 COMMANDS = {
     "auth login": Command(
         cmd_login, "sign in, in one step; a new email signs up",
-        "--email! --code-from --timeout" + SIGN_IN,
+        "--email --code-from --timeout" + SIGN_IN,
         "--email you@example.com --code-from maildir:mail", "here, backend"),
     "auth login-request": Command(
         cmd_login_request, "email a six-digit sign-in code",
