@@ -3,10 +3,8 @@ start."""
 import contextlib
 import json
 import os
-import pty
 import re
 import resource
-import select
 import signal
 import sqlite3
 import subprocess
@@ -18,7 +16,7 @@ import pytest
 from backend import (
     ME, YOU, ask, at_once, code_after_asking, connect, enter, get, is_accepted, keys_of, raw,
     read_all, rows, statuses)
-from conftest import PROGRAM, Result, Scripto, in_turn, wait_until
+from conftest import PROGRAM, Result, Scripto, Terminal, in_turn, wait_until
 
 HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -145,23 +143,15 @@ def users_of(path):
         return db.execute("SELECT email FROM users").fetchall()
 
 
-def at_terminal(scripto, words, typed=b"", **popen):
-    """Runs it with a terminal for all three streams; returns (status, what was shown)."""
-    master, slave = pty.openpty()
-    process = scripto.start(*words, stdin=slave, stdout=slave, stderr=slave, **popen)
-    os.close(slave)
-    os.write(master, typed)
-    shown = b""
-    with contextlib.suppress(OSError):  # EIO: the other side is closed
-        while select.select([master], [], [], 20)[0]:
-            shown += os.read(master, 65536)
-            if b"listening" in shown and b"sign in" in shown:
-                break
-    if process.poll() is None and b"listening" in shown:
-        process.terminate()
-    status = process.wait(20)
-    os.close(master)
-    return status, shown.decode()
+def at_terminal(scripto, words, typed=b"", **start):
+    """Runs it with a terminal for all three streams, a server until it has said all; returns
+    (status, what was shown)."""
+    terminal = Terminal(scripto, *words, **start)
+    terminal.type(typed)
+    wait_until(lambda: "sign in" in terminal.read() or terminal.process.poll() is not None)
+    if terminal.process.poll() is None:
+        terminal.process.terminate()
+    return terminal.end(), terminal.screen
 
 
 @pytest.mark.parametrize("typed, status", [(b"n\n", 130), (b"y\n", 0)])
@@ -497,11 +487,11 @@ def test_one_signal_is_enough_and_more_break_nothing(start_backend, edge, name):
 
 
 @pytest.mark.slow
-def test_a_signal_that_was_ignored_at_its_start_stays_so(scripto, tmp_path):
-    """As with nohup."""
+def test_a_signal_that_was_ignored_at_its_start_stays_so(newest, tmp_path):
+    """As with nohup. PyPy does not tell what is ignored."""
     words = ["serve", "--port", "0", "--db", str(tmp_path / "db")]
     ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
-    process = scripto.start(*words, preexec_fn=ignore, stderr=subprocess.DEVNULL)
+    process = newest.start(*words, preexec_fn=ignore, stderr=subprocess.DEVNULL)
     port = int(process.stdout.readline().decode().rpartition(":")[2])
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
