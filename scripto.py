@@ -3519,6 +3519,7 @@ def reply_to(backend, request):
 
 FOREVER = float("inf")
 BACKLOG = 128  # connections that the system keeps until they are accepted
+SPARE = 8  # threads, or descriptors, that are left for mails where there are few
 LINGER_SECONDS = 2  # for a client to hear a refusal, while it is still sending
 
 
@@ -3746,8 +3747,8 @@ class Connection:
 
 
 class Server:
-    """Listens, and starts a thread for each connection. `open` holds those that have a place, at
-    most CONNECTIONS. `url` names the address and the port that it listens at."""
+    """Listens, and starts a thread for each connection. `open` holds those that have a place, `most`
+    is how many that may be. `url` names the address and the port that it listens at."""
 
     def __init__(self, backend, port, tls):
         """Raises OSError or UnicodeError if it cannot listen there."""
@@ -3755,7 +3756,7 @@ class Server:
         import threading
 
         self.backend, self.tls, self.stopping = backend, tls, False
-        self.open, self.guard = set(), threading.Lock()
+        self.open, self.most, self.guard = set(), CONNECTIONS, threading.Lock()
         host = backend.host
         self.listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         if os.name == "posix":  # on Windows two servers would share the port
@@ -3787,15 +3788,14 @@ class Server:
             return
         except (OSError, MemoryError):  # most likely no descriptor is left
             self.make_room()
-            time.sleep(0.05)
-            return
+            return self.ran_out()
         connection = Connection(self, plain, address[0])
-        while len(self.open) >= CONNECTIONS or not self.start(connection):
+        while len(self.open) >= self.most or not self.start(connection):
             if not self.make_room():
                 return plain.close()
 
     def start(self, connection):
-        """False if no thread can be had. After the pause a thread that was cut has ended."""
+        """False if no thread can be had."""
         with self.guard:
             self.open.add(connection)
         try:
@@ -3804,8 +3804,14 @@ class Server:
         except (RuntimeError, MemoryError):
             with self.guard:
                 self.open.discard(connection)
-            time.sleep(0.05)
+            self.ran_out()
             return False
+
+    def ran_out(self):
+        """This machine has fewer threads or descriptors than CONNECTIONS: leaves some for mails. The
+        pause is for threads that were cut to end."""
+        self.most = max(len(self.open) - SPARE, SPARE)
+        time.sleep(0.05)
 
     def make_room(self):
         """The client with the most connections loses one: that with the earliest deadline, of those
