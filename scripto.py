@@ -2849,7 +2849,10 @@ LIMIT = ("SELECT at FROM events WHERE {} AND kind = ? AND at BETWEEN ? AND ?"
 WHOSE = {"email": LIMIT.format("email = ?"), "address": LIMIT.format("address = ?"),
          "email from an address": LIMIT.format("email = ? AND +address = ?")}
 
+
 class Code(Record):
+    """One row of CODES. tries: those without its ticket."""
+
     columns = "id hash ticket ticket_tries address tries"
 
 
@@ -2860,6 +2863,8 @@ class Attempt(Record):
 
 
 class Key(Record):
+    """A key and its user."""
+
     columns = "user_id email user_name id used_at expires_at"
 
 
