@@ -308,7 +308,7 @@ class Backend:
         raise AssertionError("no mail to " + email)
 
     def last_uses(self):
-        """Of each key, as the database has it; they are noted within a second or so."""
+        """Of each key, as the database has it."""
         with contextlib.closing(sqlite3.connect(str(self.db))) as db:
             return [row[0] for row in db.execute("SELECT last_used_at FROM keys")]
 
