@@ -2625,9 +2625,8 @@ def cmd_guide(ctx, args):
 # raises invalid-argument for an address that takes no mail, and another of MAIL_ERRORS for a mail
 # that was not sent. It logs nothing.
 
-# smtplib's errors are OSErrors. The others: an address that no command can hold; TLS, or a thread,
-# that is not to be had here.
-MAIL_ERRORS = (OSError, ValueError, ScriptoError, ImportError)
+# smtplib's errors are OSErrors. The others: an address that no command can hold; no thread.
+MAIL_ERRORS = (OSError, ValueError, ScriptoError)
 
 # RFC 5322, RFC 3834; addresses beyond ASCII as UTF-8 (RFC 6532). No line may begin with a dot,
 # which SMTP would take for the end (RFC 5321, 4.5.2).
@@ -2683,110 +2682,89 @@ def deliver_to_maildir(folder, message):
 
     for part in ("tmp", "new", "cur"):  # mailbox minds it if another program makes them, too
         os.makedirs(os.path.join(folder, part), exist_ok=True)
-    try:
-        mailbox.Maildir(folder, create=False).add(message)
-    except mailbox.Error as error:
-        raise OSError(errno.EIO, type(error).__name__) from error
+    mailbox.Maildir(folder, create=False).add(message)
+
+
+def checked(reply):
+    """Raises for a mail server's reply (status, words) that is a no."""
+    import smtplib  # lazy
+
+    if reply[0] >= 400:
+        raise smtplib.SMTPResponseException(*reply)
 
 
 class MailServer:
-    """A server by its URL, smtp: or smtps:, over checked TLS where it offers that."""
+    """A server by its URL, smtp: or smtps:. TLS is used where the server offers it; on loopback only
+    if a password is to be sent."""
 
     def __init__(self, ctx, url, sender):
         """The environment's password wins over the URL's, which the list of processes shows."""
         from urllib.parse import unquote  # lazy
 
-        self.url, self.sender, self.secure = url, sender, url.scheme == "smtps"
-        self.near = is_loopback(url.hostname)
+        self.url, self.sender, self.tls = url, sender, None
         self.user = unquote(url.username or "")
         self.password = ctx.env.get("SCRIPTO_SMTP_PASSWORD") or unquote(url.password or "")
         if not re.match(r"[ -~]*\Z", self.user + self.password):  # smtplib sends no other
             raise invalid("The user or the password for SMTP is not ASCII.",
                           "take an ASCII one for --mail and SCRIPTO_SMTP_PASSWORD")
-        if self.secure:
-            client_tls()  # a Python without ssl: now is the time to say so
-
-    def tls(self):
-        """On loopback nobody stands in between, and Debian's Postfix signs its own certificate."""
-        context = client_tls()
-        if self.near:
-            context.check_hostname = False
-            context.verify_mode = 0  # ssl.CERT_NONE
-        return context
+        near = is_loopback(url.hostname)
+        if self.user or url.scheme == "smtps" or not near:
+            self.tls = client_tls()
+            if near:  # nobody stands in between, and Debian's Postfix signs its own certificate
+                self.tls.check_hostname = False
+                self.tls.verify_mode = 0  # ssl.CERT_NONE
+        self.needs_tls = self.user and not near
 
     def deliver(self, message, to):
         """One deadline for all of it, name look-up and connecting included. Once the content has
         gone out, the mail counts as sent, unless the server says that it is not."""
-        import smtplib  # lazy
-        import socket
-        import threading
-
-        more = {"local_hostname": self.sender.rpartition("@")[2]}  # else a look-up in the DNS
-        kind = smtplib.SMTP
-        if self.secure:
-            kind, more["context"] = smtplib.SMTP_SSL, self.tls()
-        smtp, gone_out = kind(timeout=MAIL_SECONDS, **more), threading.Event()
-        smtp._host = self.url.hostname  # for its certificate; else set only where it connects at once
+        gone_out = []
         try:
-            within(MAIL_SECONDS, self.talk, smtp, message, to, gone_out)
+            within(MAIL_SECONDS, self.talk, message, to, gone_out)
         except OSError as error:
-            try:
-                socket.socket.shutdown(smtp.sock, socket.SHUT_RDWR)  # so that talk() ends, too
-            except (OSError, TypeError):
-                pass  # it has ended, or has no connection yet
-            if isinstance(error, smtplib.SMTPResponseException) or not gone_out.is_set():
+            if hasattr(error, "smtp_code") or not gone_out:
                 raise
 
-    def talk(self, smtp, message, to, gone_out):
+    def talk(self, message, to, gone_out):
+        import smtplib  # lazy
+
         late = time.monotonic() + MAIL_SECONDS
-        try:
+        kind, more = smtplib.SMTP, {}
+        if self.url.scheme == "smtps":
+            kind, more = smtplib.SMTP_SSL, {"context": self.tls}
+        own_name = self.sender.rpartition("@")[2]  # else it is looked up in the DNS
+        with contextlib.closing(kind(self.url.hostname, self.url.port or 0, own_name,
+                                     timeout=MAIL_SECONDS, **more)) as smtp:
             self.greet(smtp)
-            if time.monotonic() < late:  # else nobody waits for it any more
-                self.hand_over(smtp, message, to, gone_out)
-        finally:
-            smtp.close()
+            self.address(smtp, to)
+            if time.monotonic() < late:  # else nobody waits for it, and its code is no longer live
+                smtp.send(message.replace(b"\n", b"\r\n") + b".\r\n")
+                gone_out.append(True)
+                checked(smtp.getreply())
+                smtp.putcmd("quit")  # nobody waits for the answer
 
     def greet(self, smtp):
         """No password goes out in the clear, but on loopback."""
-        import smtplib  # lazy
-
-        secure = self.secure
-        status, words = smtp.connect(self.url.hostname, self.url.port or 0)
-        if status != 220:
-            raise smtplib.SMTPConnectError(status, words)
         smtp.ehlo_or_helo_if_needed()
-        if not secure and (self.user or not self.near) and smtp.has_extn("starttls"):
-            secure = smtp.starttls(context=self.tls())[0] == 220
-            smtp.ehlo_or_helo_if_needed()
+        if self.tls and self.url.scheme == "smtp":
+            if self.needs_tls or smtp.has_extn("starttls"):
+                smtp.starttls(context=self.tls)  # an error where it is not offered, or declined
+                smtp.ehlo_or_helo_if_needed()
         if self.user:
-            if not secure and not self.near:
-                raise smtplib.SMTPNotSupportedError("no TLS for the password")
             smtp.login(self.user, self.password)
 
-    def hand_over(self, smtp, message, to, gone_out):
-        """Without smtplib's sendmail(), which does not tell how far it came."""
-        import smtplib  # lazy
-
-        beyond = not re.match(r"[\0-\x7f]*\Z", self.sender + to)
-        if beyond and not smtp.has_extn("smtputf8"):
-            raise self.refusal()
-        steps = ((smtp.mail, self.sender, ["SMTPUTF8", "BODY=8BITMIME"] if beyond else []),
-                 (smtp.rcpt, to), (smtp.docmd, "DATA"))
-        for work, *values in steps:
-            status, words = work(*values)
-            if work == smtp.rcpt and status >= 500:  # below, it is greylisting, say
-                raise self.refusal()
-            if not 200 <= status < 400:
-                raise smtplib.SMTPResponseException(status, words)
-        smtp.send(message.replace(b"\n", b"\r\n") + b".\r\n")
-        gone_out.set()
-        status, words = smtp.getreply()
-        if status >= 400:
-            raise smtplib.SMTPResponseException(status, words)
-        smtp.putcmd("quit")  # nobody waits for the answer
-
-    def refusal(self):
-        return invalid("The mail server takes no mail there.", NEXT_EMAIL + "login-request")
+    def address(self, smtp, to):
+        """All up to the content. smtplib's sendmail() would not tell how far it came."""
+        refusal = invalid("The mail server takes no mail there.", NEXT_EMAIL + "login-request")
+        beyond_ascii = max(self.sender + to) > "\x7f"
+        if beyond_ascii and not smtp.has_extn("smtputf8"):
+            raise refusal
+        checked(smtp.mail(self.sender, ["SMTPUTF8", "BODY=8BITMIME"] if beyond_ascii else []))
+        status, words = smtp.rcpt(to)
+        if status >= 500:  # below, it is greylisting, say
+            raise refusal
+        checked((status, words))
+        checked(smtp.docmd("DATA"))
 
 
 def delivery_for(ctx, how, bound_to, sender):

@@ -11,7 +11,6 @@ import pathlib
 import re
 import shutil
 import socket
-import ssl
 import subprocess
 import tempfile
 import threading
@@ -249,13 +248,12 @@ def test_an_address_that_takes_no_mail_is_the_client_s_fault_and_counts(start_ba
     assert YOU not in backend.log() and rows(backend, LIVE) == 0
 
 
-def test_a_tls_set_up_that_fails_is_a_500_and_costs_nothing(start_backend, mail_server):
-    server = mail_server()
-    server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # so that it offers STARTTLS
+@pytest.mark.parametrize("mail", ["smtps://127.0.0.1", "smtp://me:p@127.0.0.1", "smtp://0.0.0.0"])
+def test_a_tls_set_up_that_fails_is_told_at_the_start(newest, tmp_path, mail):
     env = {"SSLKEYLOGFILE": "/nonexistent/keys"}  # heeded from Python 3.8 on
-    backend = start_backend(mail="smtp://me:p@127.0.0.1:%d" % server.port, env=env)
-    assert {ask(backend).error for _ in range(7)} == {(500, "internal")}
-    assert rows(backend, "events") == 0 and "/nonexistent" not in backend.log()
+    words = ["serve", "--port", "0", "--db", str(tmp_path / "db"), "--mail", mail, "--json"]
+    assert newest.run(*words, env=env).error["code"] == "failed-precondition"
+    assert not (tmp_path / "db").exists()
 
 
 def test_a_mail_that_was_handed_over_whole_counts_as_sent(start_backend, mail_server):
