@@ -2646,10 +2646,10 @@ Your code to sign in to Scripto at {url} is:
 It works once, within {minutes} minutes: until {until} UTC.
 Asked for at {asked} UTC from {address}.
 
-Type it only where you asked for it yourself. Give it to no program and
-to no person that you did not start or ask: they could sign in as you.
-If you did not ask for it, ignore this mail: without the code nobody
-gets in.
+Type it only where you asked for it yourself. Give it to no person who
+asks you for it, and to no program that you did not start: they could
+sign in as you. If you did not ask for it, ignore this mail: without
+the code nobody gets in.
 """
 
 
@@ -3201,19 +3201,16 @@ class Log:
         import queue  # lazy
         import threading
 
-        self.ctx, self.lines = ctx, queue.Queue(LOG_LINES)
+        self.ctx, self.lines = ctx, queue.Queue()
         self.dropped, self.guard = 0, threading.Lock()
         self.thread = threading.Thread(target=self.write, daemon=True)
 
     def put(self, text):
         """Adds a line. A line for which there is no room is dropped and counted."""
-        import queue  # lazy
-
-        try:
-            self.lines.put_nowait(f"{timestamp(time.time())} {text}")
-        except queue.Full:
-            with self.guard:
-                self.dropped += 1
+        if self.lines.qsize() < LOG_LINES:
+            return self.lines.put(f"{timestamp(time.time())} {text}")
+        with self.guard:
+            self.dropped += 1
 
     def write(self):
         """Writes until close() puts None. A line that cannot be written is lost."""
@@ -3230,13 +3227,8 @@ class Log:
 
     def close(self):
         """Gives the thread a second to write what is left."""
-        import queue  # lazy
-
-        try:
-            self.lines.put(None, timeout=1)
-            self.thread.join(1)
-        except queue.Full:
-            pass
+        self.lines.put(None)
+        self.thread.join(1)
 
 
 # ---- Routes ---------------------------
