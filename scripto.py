@@ -2791,59 +2791,41 @@ def delivery_for(ctx, how, bound_to, sender):
 # The only place that knows SQL: users, keys, and the events that limits count. Codes, tickets and
 # keys are stored as hashes only.
 
-APPLICATION, VERSION = 0x53637270, 3  # "Scrp"; versions 1 and 2 were never released
+VERSION = 0x53637204  # "Scr" and 4; versions 1 to 3 were never released
 # A code is stored with the event that asked for it, and its hash is removed when it is over. Tables
 # without rowids have fewer pages to write for a sign-in.
 SCHEMA = f"""
 CREATE TABLE secret (value BLOB NOT NULL);
-CREATE TABLE users (id TEXT PRIMARY KEY, email TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
-    created_at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE users (id TEXT PRIMARY KEY, email TEXT NOT NULL UNIQUE, created_at REAL NOT NULL)
+    WITHOUT ROWID;
 CREATE TABLE keys (id TEXT NOT NULL, user_id TEXT NOT NULL, hash BLOB NOT NULL UNIQUE,
     name TEXT NOT NULL, start TEXT NOT NULL, created_at REAL NOT NULL, last_used_at REAL,
     expires_at REAL, PRIMARY KEY (user_id, id)) WITHOUT ROWID;
 CREATE TABLE events (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, email TEXT NOT NULL,
-    address TEXT NOT NULL, at REAL NOT NULL, hash BLOB, ticket BLOB, ticket_tries INTEGER);
+    address TEXT NOT NULL, at REAL NOT NULL, hash BLOB, ticket BLOB,
+    ticket_tries INTEGER NOT NULL DEFAULT {CODE_ATTEMPTS});
 CREATE INDEX events_by_email ON events (email, kind, at);
 CREATE INDEX events_by_address ON events (address, kind, at);
-PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {VERSION}
 """
 TABLES = {"secret": "value", "users": "email", "keys": "hash", "events": "email"}  # how it is read
 CLOCK_SECONDS = 60  # that the clock may be set back by, with no effect on events and codes
 
-# The codes of an email that have not expired, the newest first. A wrong code costs a try of each
-# code that was there before it.
+# The codes of an email that have not expired, the newest first. Without a ticket, a wrong code costs
+# a try of each code that was there before it.
 CODES = f"""
 SELECT id, hash, ticket, ticket_tries, address, {CODE_ATTEMPTS} - (
     SELECT count(*) FROM events AS wrong
-    WHERE email = request.email AND kind = 'wrong' AND wrong.id > request.id)
+    WHERE email = request.email AND kind = 'wrong' AND wrong.id > request.id) AS tries
 FROM events AS request WHERE email = ? AND kind = 'request' AND hash IS NOT NULL
     AND at BETWEEN ? AND ? ORDER BY id DESC
 """
-# The event that fills a limit. The + keeps SQLite from the index by address: where addresses do not
-# count, "" is everybody's.
-LIMIT = ("SELECT at FROM events WHERE {} AND kind = ? AND at BETWEEN ? AND ?"
-         " ORDER BY at DESC LIMIT 1 OFFSET ?")
-WHOSE = {"email": LIMIT.format("email = ?"), "address": LIMIT.format("address = ?"),
-         "email from an address": LIMIT.format("email = ? AND +address = ?")}
 
 
-class Code(Record):
-    """One row of CODES. tries: those without its ticket."""
-
-    columns = "id hash ticket ticket_tries address tries"
-
-
-class Attempt(Record):
-    """What somebody signs in with, and from where."""
-
-    columns = "email address code ticket"
-
-
-class Key(Record):
-    """A key and its user."""
-
-    columns = "user_id email user_name id used_at expires_at"
+def window(seconds):
+    """The first and the last moment at which an event counts. A later one is from a clock that was
+    ahead."""
+    return time.time() - seconds, time.time() + CLOCK_SECONDS
 
 
 def noted(error, note):
@@ -2860,14 +2842,14 @@ def too_many(what, whose, seconds):
     return noted(error, f"too many {what}: {whose}")
 
 
-def wrong_code(tries, note):
-    """The refusal of a code. tries: how many are left, None if that is not to be told."""
+def wrong_code(left, note):
+    """The refusal of a code. left: how many tries it has; below 0 if that is not to be told."""
     text = "The code is wrong or has expired."
-    if tries == 0:
+    if left == 0:
         text = "The code is wrong. That was the last try: this code is used up."
-    elif tries:
-        left = "1 try is" if tries == 1 else f"{tries} tries are"
-        text = f"The code is wrong; {left} left. Compare the digits and run it again."
+    elif left > 0:
+        tries = "1 try is" if left == 1 else f"{left} tries are"
+        text = f"The code is wrong; {tries} left. Compare the digits and run it again."
     return noted(invalid(text, NEXT_CODE), note)
 
 
@@ -2878,114 +2860,82 @@ def hash_of(secret):
     return hashlib.sha256(secret.encode("utf-8", "replace")).digest()
 
 
+def shown(rows):
+    """As objects for JSON, with points in time as text."""
+    return [{name: timestamp(row[name]) if name.endswith("At") else row[name]
+             for name in row.keys()} for row in rows]
+
+
 class Store:
     """Each method that writes does so in a transaction, and what it returned survives a power cut.
     SQLite's own locks hold off other programs. Reads have a connection of their own, which waits
     for no writer. All rows are fetched: on PyPy a statement would stay open, and COMMIT fail."""
 
-    def __init__(self, ctx, path, use="serve"):
-        """use: "serve" makes a file that is not there, "write" changes one that is, and "read"
-        leaves it as it is. Raises failed-precondition."""
+    def __init__(self, ctx, path, make=False):
+        """make: whether a file that is not there is made. Raises failed-precondition."""
         import sqlite3  # lazy
         import threading
 
         self.lock, self.read_lock = threading.Lock(), threading.Lock()
         self.room = threading.BoundedSemaphore(WRITERS)
-        self.connections = []
         if not path:
             home = xdg_folder(ctx, "XDG_DATA_HOME", ".local/share", "pass --db FILE")
             path = os.path.join(home, "scripto", "scripto.db")
         self.path = os.path.abspath(path)  # of `:memory:`, too, which would be lost at the end
         try:
-            if use != "read":
-                refuse_links(self.path)
-            if use == "serve":
-                self.make_file()
-            self.file = os.stat(self.path)
-            self.open(use)
-        except (ScriptoError, OSError, UnicodeError, sqlite3.Error) as error:
-            self.close()
-            raise self.trouble(error)
+            refuse_links(self.path)
+            self.open(make)
+        except (OSError, UnicodeError, sqlite3.Error) as error:
+            hint = "mend that, or pass --db FILE if you mean another"
+            if "locked" in str(error):
+                hint = "another program holds it: wait for that program, or end it"
+            elif type(error) is sqlite3.DatabaseError:  # it is damaged, or none
+                hint = "restore a backup; sqlite3's command .recover may save what is in there"
+            raise failed(f"The database {self.path} cannot be used: {error}.", hint) from error
 
-    def trouble(self, error):
-        """failed-precondition, for an error that is none yet."""
+    def open(self, make):
+        missing = not os.path.exists(self.path)
+        if make:
+            make_folders(os.path.dirname(self.path))
+        elif missing:
+            raise FileNotFoundError("there is no such file")
+        self.db = self.connect(WRITE_SECONDS)
+        if missing:
+            give(self.path)
+        self.file = os.stat(self.path)
+        self.run("PRAGMA synchronous = FULL")
+        if make:
+            self.make_tables()
+        if self.run("PRAGMA user_version")[0][0] != VERSION:
+            # Whoever started with a new file would lock everybody out: no hint to pass another.
+            raise failed(f"{self.path} is no database of this version of scripto.",
+                         "keep it; update scripto, or use the version that made it")
+        if make:
+            os.chmod(self.path, 0o600)  # SQLite gives that to the files beside it, too
+            self.run("PRAGMA journal_mode = WAL")
+        self.reader = self.connect(0)
+        self.read("PRAGMA synchronous = NORMAL")
+        self.secret = self.read("SELECT value FROM secret")[0][0]
+
+    def connect(self, seconds):
+        """seconds: how long it waits for another program that writes."""
         import sqlite3  # lazy
 
-        if isinstance(error, ScriptoError):
-            return error
-        hint = "mend that, or pass --db FILE if you mean another"
-        if "locked" in str(error):
-            hint = "another program holds it: wait for that program, or end it"
-        elif type(error) is sqlite3.DatabaseError:  # it is damaged, or none
-            hint = "restore a backup; sqlite3's command .recover may save what is in there"
-        return failed(f"The database {self.path} cannot be used: {error}.", hint)
-
-    def make_file(self):
-        """With mode 0600, which SQLite also gives the files that it puts beside it."""
-        make_folders(os.path.dirname(self.path))
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-            give(self.path)
-
-    def connect(self, mode, seconds=WRITE_SECONDS):
-        """seconds: how long it waits for another program that writes."""
-        import pathlib  # lazy
-        import sqlite3
-
-        self.uri = f"{pathlib.Path(self.path).as_uri()}?mode={mode}"
-        db = sqlite3.connect(self.uri, uri=True, timeout=seconds, isolation_level=None,
-                             check_same_thread=False)
-        self.connections.append(db)
+        db = sqlite3.connect(self.path, seconds, isolation_level=None, check_same_thread=False)
+        db.row_factory = sqlite3.Row
         return db
 
-    def open(self, use):
-        if use == "read":
-            self.reader = self.connect_to_read()
-            return self.check_kind(self.reader)
-        self.db = self.connect("rw")
-        self.run("PRAGMA synchronous = FULL")
+    def make_tables(self):
+        """Does nothing to a file that has some."""
         with self.transaction():
-            if use == "serve" and self.run("SELECT count(*) FROM sqlite_master") == [(0,)]:
+            if not self.run("SELECT 1 FROM sqlite_master"):
                 for statement in SCHEMA.split(";"):
                     self.run(statement)
                 self.run("INSERT INTO secret (value) VALUES (?)", os.urandom(32))
-            self.check_kind(self.db)
-        if use == "serve":
-            os.chmod(self.path, 0o600)
-            self.run("PRAGMA journal_mode = WAL")
-        self.reader = self.connect("rw", 0)
-        self.read("PRAGMA synchronous = NORMAL")
-        self.secret = self.read("SELECT value FROM secret")[0][0]
-        self.check()  # which opens SQLite's other files, while there are descriptors left
-
-    def connect_to_read(self):
-        """SQLite needs a file beside the database, and a read-only mount has no place for it. SQLite
-        does without if nobody writes, and nobody does where there is no write-ahead log."""
-        import sqlite3  # lazy
-
-        try:
-            db = self.connect("ro")
-            db.execute("PRAGMA user_version").fetchall()
-        except sqlite3.OperationalError:
-            if os.path.exists(self.path + "-wal"):
-                raise
-            db = self.connect("ro&immutable=1")
-        return db
-
-    def check_kind(self, db):
-        """Raises failed-precondition for a file that this version has not made. The hint for an
-        older file is to keep it: whoever started with a new one would lock everybody out."""
-        ((application,),) = db.execute("PRAGMA application_id").fetchall()
-        ((version,),) = db.execute("PRAGMA user_version").fetchall()
-        if application != APPLICATION:
-            raise failed(f"{self.path} is no database of scripto's.", "pass another with --db")
-        if version != VERSION:
-            raise failed(f"The database {self.path} is of another version of scripto.",
-                         "keep it; update scripto, or use the version that made it")
 
     def close(self):
-        for db in self.connections[::-1]:
-            db.close()
+        self.reader.close()
+        self.db.close()
 
     def run(self, sql, *values):
         return self.db.execute(sql, values).fetchall()
@@ -3028,37 +2978,41 @@ class Store:
 
         return hmac.new(self.secret, f"{email}\0{code}".encode(), "sha256").digest()
 
+    def events(self, kind, column, value):
+        """(time, address) of each of a day, the oldest first."""
+        sql = (f"SELECT at, address FROM events WHERE {column} = ? AND kind = ?"
+               " AND at BETWEEN ? AND ? ORDER BY at")
+        return self.run(sql, value, kind, *window(DAY)) if value else []
+
     def check_limits(self, kind, email, address):
         """Raises resource-exhausted if a limit is reached. An email "" or an address "" has none."""
-        now = time.time()
-        full = []
-        subjects = {"email": [email], "address": [address],
-                    "email from an address": [email, address]}
-        for whose, most, seconds in LIMITS[kind]:
-            if subjects[whose][0]:
-                rows = self.run(WHOSE[whose], *subjects[whose], kind, now - seconds,
-                                now + CLOCK_SECONDS, most - 1)
-                full += [(at + seconds - now, whose) for at, in rows]
-        if full:
-            wait, whose = max(full)
+        events = {whose: self.events(kind, whose, value)
+                  for whose, value in [("email", email), ("address", address)]}
+        events["email from an address"] = [
+            event for event in events["email"] if event["address"] == address]
+        waits = [(events[whose][-most]["at"] + seconds - time.time(), whose)
+                 for whose, most, seconds in LIMITS[kind] if len(events[whose]) >= most]
+        wait, whose = max(waits, default=(0, ""))
+        if wait > 0:
             what = "wrong codes" if kind == "wrong" else "code requests"
-            shown = address if whose == "address" else self.code_hash(email, "").hex()[:12]
-            raise too_many(f"{what} for this {whose.split()[0]}", shown, wait)
+            name = address if whose == "address" else self.code_hash(email, "").hex()[:12]
+            raise too_many(f"{what} for this {whose.split()[0]}", name, wait)
+
+    def add_event(self, kind, email, address, code_hash=None, ticket=None):
+        """Returns its number. Some old events go: all of them might be millions."""
+        self.run("DELETE FROM events WHERE id IN (SELECT id FROM events ORDER BY id LIMIT 100)"
+                 " AND at NOT BETWEEN ? AND ?", *window(DAY))
+        return self.db.execute(
+            "INSERT INTO events (kind, email, address, at, hash, ticket) VALUES (?, ?, ?, ?, ?, ?)",
+            (kind, email, address, time.time(), code_hash, ticket)).lastrowid
 
     def put_code(self, email, address, code, ticket):
         """Stores the request with its code, before a mail brings it, and returns its number. Other
-        codes stay, so that a mail that fails has ended none. Some old events go: all of them might
-        be millions."""
+        codes stay, so that a mail that fails has ended none."""
         with self.transaction():
             self.check_limits("request", email, address)
-            now = time.time()
-            self.run("DELETE FROM events WHERE id IN (SELECT id FROM events ORDER BY id LIMIT 100)"
-                     " AND at NOT BETWEEN ? AND ?", now - DAY, now + CLOCK_SECONDS)
-            return self.db.execute(
-                "INSERT INTO events (kind, email, address, at, hash, ticket, ticket_tries)"
-                " VALUES ('request', ?, ?, ?, ?, ?, ?)",
-                (email, address, now, self.code_hash(email, code), hash_of(ticket), CODE_ATTEMPTS),
-            ).lastrowid
+            return self.add_event("request", email, address, self.code_hash(email, code),
+                                  hash_of(ticket))
 
     def take_back(self, number, charged):
         """Removes the code of a mail that failed and, unless it is charged, the request."""
@@ -3068,43 +3022,35 @@ class Store:
             else:
                 self.run("DELETE FROM events WHERE id = ?", number)
 
-    def redeem(self, attempt, name, seconds):
-        """Makes a key that lasts so many seconds (None: for good), if the code is good, and returns
-        what its owner gets: the key itself leaves only here. Raises invalid-argument, but after the
-        transaction, which would undo the count of the wrong code."""
+    def redeem(self, email, address, code, ticket, key):
+        """Makes a key, (its name, the seconds that it lasts or None for good), if the code is good.
+        Returns what its owner gets: the key itself leaves only here. Raises invalid-argument, but
+        after the transaction, which would undo the count of the wrong code."""
         import hmac  # lazy
 
-        email, entered = attempt.email, self.code_hash(attempt.email, attempt.code)
-        ticket, now, refusal = hash_of(attempt.ticket), time.time(), None
+        entered, ticket = self.code_hash(email, code), hash_of(ticket)
         with self.transaction():
-            codes = [Code(*row) for row in self.run(
-                CODES, email, now - CODE_SECONDS, now + CLOCK_SECONDS)]
-            own = [code for code in codes if code.ticket_tries > 0
-                   and hmac.compare_digest(code.ticket, ticket)]
-            good = [code for code in codes[:LIVE_CODES] if code.tries > 0]
-            self.check_limits("wrong", "" if own else email, attempt.address)
-            if any([hmac.compare_digest(code.hash, entered) for code in own + good]):
-                data = self.mint(email, name, seconds)
-            else:
-                refusal = self.count_wrong(attempt, own, good)
-        if refusal:
-            raise refusal
-        return data
+            codes = self.run(CODES, email, *window(CODE_SECONDS))
+            own = [each for each in codes if each["ticket_tries"] > 0
+                   and hmac.compare_digest(each["ticket"], ticket)]
+            good = [each for each in codes[:LIVE_CODES] if each["tries"] > 0]
+            self.check_limits("wrong", "" if own else email, address)
+            if any([hmac.compare_digest(each["hash"], entered) for each in own + good]):
+                return self.mint(email, *key)
+            refusal = self.count_wrong(email, address, own, good)
+        raise refusal
 
-    def count_wrong(self, attempt, own, good):
+    def count_wrong(self, email, address, own, good):
         """Returns the refusal. One event is written whether a code is live or not, or the time would
         tell. How many tries are left is told to whoever asked for a code, from this address or with
         this ticket. To a stranger the answer is the same whether a code is live or not."""
-        email, address = attempt.email if good and not own else "", attempt.address
-        number = None if email or address else 0  # what counts for nobody never fills the disk
-        self.run("INSERT OR REPLACE INTO events (id, kind, email, address, at)"
-                 " VALUES (?, 'wrong', ?, ?, ?)", number, email, address, time.time())
+        self.add_event("wrong", email if good and not own else "", address)
+        tries = [code["tries"] for code in good if code["address"] == address]
         if own:
-            self.run("UPDATE events SET ticket_tries = ticket_tries - 1 WHERE id = ?", own[0].id)
-        tries = [code.ticket_tries for code in own] or [
-            code.tries for code in good if code.address == address]
+            tries = [own[0]["ticket_tries"]]
+            self.run("UPDATE events SET ticket_tries = ticket_tries - 1 WHERE id = ?", own[0]["id"])
         note = "wrong code" if own or good else "no live code"
-        return wrong_code(max(tries) - 1 if tries else None, note)
+        return wrong_code(max(tries, default=0) - 1, note)
 
     def mint(self, email, name, seconds):
         """Makes a key, and a user for a new email, and ends all codes of that email."""
@@ -3114,9 +3060,9 @@ class Store:
         expires = None if seconds is None else now + seconds
         key, key_id = KEY_PREFIX + secrets.token_urlsafe(32), "key_" + secrets.token_hex(12)
         self.run("UPDATE events SET hash = NULL WHERE email = ? AND kind = 'request'", email)
-        self.run("INSERT OR IGNORE INTO users (id, email, name, created_at) VALUES (?, ?, '', ?)",
+        self.run("INSERT OR IGNORE INTO users (id, email, created_at) VALUES (?, ?, ?)",
                  "user_" + secrets.token_hex(12), email, now)
-        ((user_id,),) = self.run("SELECT id FROM users WHERE email = ?", email)
+        user_id = self.run("SELECT id FROM users WHERE email = ?", email)[0]["id"]
         self.run("INSERT INTO keys (id, user_id, hash, name, start, created_at, expires_at)"
                  " VALUES (?, ?, ?, ?, ?, ?, ?)", key_id, user_id, hash_of(key), name,
                  key[len(KEY_PREFIX) :][:6], now, expires)
@@ -3124,11 +3070,10 @@ class Store:
                 "expiresAt": timestamp(expires)}
 
     def find_key(self, key):
-        """None if it is nobody's."""
-        rows = self.read(
-            "SELECT users.id, email, users.name, keys.id, coalesce(last_used_at, 0), expires_at"
-            " FROM keys JOIN users ON users.id = user_id WHERE hash = ?", hash_of(key))
-        return Key(*rows[0]) if rows else None
+        """Its row, with its user's email; None if it is nobody's."""
+        rows = self.read("SELECT keys.*, email FROM keys JOIN users ON users.id = user_id"
+                         " WHERE hash = ?", hash_of(key))
+        return rows[0] if rows else None
 
     def note_use(self, key):
         """At most once a minute. If it cannot be noted at once, the next use will be: neither a
@@ -3136,28 +3081,27 @@ class Store:
         import sqlite3  # lazy
 
         now = time.time()
-        if not now - 60 < key.used_at <= now:
+        if not now - 60 < (key["last_used_at"] or 0) <= now:
             with contextlib.suppress(sqlite3.Error):
                 self.read("UPDATE keys SET last_used_at = ? WHERE user_id = ? AND id = ?",
-                          now, key.user_id, key.id)
+                          now, key["user_id"], key["id"])
 
     def keys_of(self, user_id):
-        """(id, name, start, since, last use, end) of each."""
-        return self.read(
-            "SELECT id, name, start, created_at, last_used_at, expires_at FROM keys"
-            " WHERE user_id = ? ORDER BY created_at, id", user_id)
+        return shown(self.read(
+            "SELECT id, name, start, created_at AS createdAt, last_used_at AS lastUsedAt,"
+            " expires_at AS expiresAt FROM keys WHERE user_id = ? ORDER BY created_at, id", user_id))
 
     def delete_key(self, user_id, key_id):
         """False for a key that this user has not."""
+        sql = "DELETE FROM keys WHERE user_id = ? AND id = ?"
         with self.transaction():
-            self.run("DELETE FROM keys WHERE user_id = ? AND id = ?", user_id, key_id)
-            return self.run("SELECT changes()") == [(1,)]
+            return self.db.execute(sql, (user_id, key_id)).rowcount > 0
 
     def users(self):
-        """(email, id, since, last use, number of keys) of each."""
-        return self.read(
-            "SELECT email, users.id, users.created_at, max(last_used_at), count(keys.id) FROM users"
-            " LEFT JOIN keys ON user_id = users.id GROUP BY users.id ORDER BY users.created_at")
+        return shown(self.read(
+            "SELECT email, users.id, users.created_at AS createdAt, max(last_used_at) AS lastUsedAt,"
+            " count(keys.id) AS keys FROM users LEFT JOIN keys ON user_id = users.id"
+            " GROUP BY users.id ORDER BY users.created_at"))
 
     def delete_user(self, email):
         """With all keys and live codes; what limits count stays. False if there is none."""
@@ -3165,8 +3109,7 @@ class Store:
             self.run("UPDATE events SET hash = NULL WHERE email = ? AND kind = 'request'", email)
             self.run("DELETE FROM keys WHERE user_id IN (SELECT id FROM users WHERE email = ?)",
                      email)
-            self.run("DELETE FROM users WHERE email = ?", email)
-            return self.run("SELECT changes()") == [(1,)]
+            return self.db.execute("DELETE FROM users WHERE email = ?", (email,)).rowcount > 0
 
     def copy_to(self, path):
         """Puts a copy at that path, of all as it is at one moment. Raises OSError, sqlite3.Error.
@@ -3179,11 +3122,9 @@ class Store:
         os.close(descriptor)
         copies = [f"INSERT INTO {table} SELECT * FROM source.{table}" for table in TABLES]
         try:
-            copy = sqlite3.connect(beside, isolation_level=None, uri=True)
-            with contextlib.closing(copy):
-                copy.execute("ATTACH ? AS source", (self.uri,)).fetchall()
-                for statement in ["BEGIN", *SCHEMA.split(";"), *copies, "COMMIT"]:
-                    copy.execute(statement).fetchall()
+            with contextlib.closing(sqlite3.connect(beside, isolation_level=None)) as copy:
+                copy.execute("ATTACH ? AS source", (self.path,)).fetchall()
+                copy.executescript(";".join(["BEGIN", SCHEMA, *copies, "COMMIT"]))
             os.replace(beside, path)
         finally:
             remove(beside)  # if it is still there
@@ -3201,29 +3142,24 @@ class Log:
         import queue  # lazy
         import threading
 
-        self.ctx, self.lines = ctx, queue.Queue()
-        self.dropped, self.guard = 0, threading.Lock()
+        self.ctx, self.lines, self.dropped = ctx, queue.Queue(), False
         self.thread = threading.Thread(target=self.write, daemon=True)
 
     def put(self, text):
-        """Adds a line. A line for which there is no room is dropped and counted."""
+        """Adds a line, if there is room."""
         if self.lines.qsize() < LOG_LINES:
-            return self.lines.put(f"{timestamp(time.time())} {text}")
-        with self.guard:
-            self.dropped += 1
+            self.lines.put(f"{timestamp(time.time())} {text}")
+        else:
+            self.dropped = True
 
     def write(self):
         """Writes until close() puts None. A line that cannot be written is lost."""
-        line = ""
-        while line is not None:
-            line = self.lines.get()
-            with self.guard:
-                dropped, self.dropped = self.dropped, 0
-            lines = [f"{dropped} lines of the log were dropped"] if dropped else []
-            try:
-                emit_lines(self.ctx, self.ctx.stderr, lines + [line] * bool(line))
-            except (OSError, ValueError):  # standard error is closed
-                pass
+        for line in iter(self.lines.get, None):
+            with contextlib.suppress(OSError, ValueError):  # standard error is closed
+                if self.dropped:
+                    self.dropped = False
+                    emit_lines(self.ctx, self.ctx.stderr, ["some lines of the log were dropped"])
+                emit_lines(self.ctx, self.ctx.stderr, [line])
 
     def close(self):
         """Gives the thread a second to write what is left."""
@@ -3247,14 +3183,12 @@ def client_of(address):
     return packed[:8].hex() + "/64" if packed else address
 
 
-def check_address(text, flag):
-    """In a rule the name may be missing; a `*` would match nobody."""
-    name = "x" if flag == "--allow" and text[:1] == "@" else ""
-    if not is_email(name + text) or (flag == "--allow" and "*" in text):
-        domain = flag == "--allow" and is_email("x@" + text) and "*" not in text
-        hint = f"pass --allow @{text}" if domain else f"pass another {flag}"
-        raise invalid(f"'{text[:80]}' is no address.", hint)
-    return text
+def check_rule(rule):
+    """Of --allow: an email, or an @ and a domain. A `*` would match nobody."""
+    if "*" in rule or not is_email("x" + rule):
+        hint = "pass --allow you@example.com, or --allow @example.com for a domain"
+        raise misfit(rule, "an email or a domain", hint)
+    return rule
 
 
 class Backend:
@@ -3267,24 +3201,21 @@ class Backend:
         self.args = args
         self.host = args.host or "127.0.0.1"
         self.recent = {}
-        self.journal = Log(ctx)
+        self.log = Log(ctx)
         self.guard, self.mails = threading.Lock(), threading.BoundedSemaphore(MAILS)
         self.rate_limit = check_number(args.rate_limit or "60", "--rate-limit", 10**9)
-        self.key_seconds = None  # that a key lasts at most
-        if args.key_days:
-            self.key_seconds = check_number(args.key_days, "--key-days", KEY_DAYS, 1) * DAY
-        self.rules = {check_address(rule.lower(), "--allow") for rule in args.allow or ()}
-        self.public_url = args.public_url
-        host = "localhost"
+        days = args.key_days and check_number(args.key_days, "--key-days", KEY_DAYS, 1)
+        self.key_seconds = days * DAY if days else None  # that a key lasts at most
+        self.rules = {check_rule(rule.lower()) for rule in args.allow or ()}
+        self.public_url, self.sender = args.public_url, args.mail_from or "scripto@localhost"
         if args.public_url:
             self.public_url = check_base_url(ctx, args.public_url, "--public-url")
-            host = origin_of(self.public_url)[1]
-        sender = args.mail_from or "scripto@" + (host if is_email("x@" + host) else "localhost")
-        self.sender = check_address(sender, "--mail-from")
+            domain = origin_of(self.public_url)[1]
+            if not args.mail_from and is_email("x@" + domain):
+                self.sender = "scripto@" + domain
+        if not is_email(self.sender):
+            raise misfit(self.sender, "an email address", "pass another --mail-from")
         self.deliver = delivery_for(ctx, args.mail or "console", self.host, self.sender)
-
-    def log(self, text):
-        self.journal.put(text)
 
     def count(self, client):
         """Raises resource-exhausted for one that asks too often in a sliding minute."""
@@ -3327,10 +3258,10 @@ class Backend:
         key = self.store.find_key(text)
         if not key:
             raise self.refusal(text, "unknown key" if text else "no key")
-        request.note = f"{key.user_id} {key.id}"
-        if key.expires_at is not None and key.expires_at <= time.time():
+        request.note = f"{key['user_id']} {key['id']}"
+        if key["expires_at"] is not None and key["expires_at"] <= time.time():
             raise self.refusal(text, "expired", "The key has expired.")
-        if not self.allows(key.email):
+        if not self.allows(key["email"]):
             raise self.refusal(text, "not allowed")
         self.store.note_use(key)
         return key
@@ -3390,7 +3321,7 @@ def route_login_complete(backend, request):
     code, ticket = check_code(text_of(fields, "otp")), text_of(fields, "ticket")
     name = check_key_name(text_of(fields, "name")) or "scripto-cli"
     seconds = seconds_of(backend, fields)
-    data = backend.store.redeem(Attempt(email, client, code, ticket), name, seconds)
+    data = backend.store.redeem(email, client, code, ticket, (name, seconds))
     request.note = f"{data['userId']} {data['keyId']}"
     return success(data)
 
@@ -3403,21 +3334,17 @@ def route_me(backend, request):
         request.note += " " + error.note
         more = {"message": error.message} if error.note == "expired" else {}
         return 401, dict(more, error="Unauthorized"), error.headers
-    email = key.email.encode().decode("latin-1")
-    headers = [("X-Scripto-User", key.user_id), ("X-Scripto-Email", email)]
-    return 200, {"user": {"id": key.user_id, "email": key.email, "name": key.user_name}}, headers
+    user_id, email = key["user_id"], key["email"]
+    headers = [("X-Scripto-User", user_id), ("X-Scripto-Email", email.encode().decode("latin-1"))]
+    return 200, {"user": {"id": user_id, "email": email, "name": ""}}, headers
 
 
 def route_keys(backend, request):
-    keys = backend.store.keys_of(backend.key_of(request).user_id)
-    return success({"keys": [
-        {"id": key_id, "name": name, "start": start, "createdAt": timestamp(created),
-         "lastUsedAt": timestamp(used), "expiresAt": timestamp(expires)}
-        for key_id, name, start, created, used, expires in keys]})
+    return success({"keys": backend.store.keys_of(backend.key_of(request)["user_id"])})
 
 
 def route_key(backend, request):
-    user_id = backend.key_of(request).user_id
+    user_id = backend.key_of(request)["user_id"]
     key_id = request.path.rpartition("/")[2]
     if not backend.store.delete_key(user_id, key_id):
         raise ScriptoError("not-found", "There is no such key.", "see the ids at GET /api/keys")
@@ -3630,7 +3557,7 @@ class Connection:
         except OSError:
             pass  # the client has gone, was too slow, or had to make room
         except Exception as error:
-            self.server.backend.log("fault in a connection: " + bug(error))
+            self.server.backend.log.put("fault in a connection: " + bug(error))
         finally:
             self.server.leave(self)
 
@@ -3647,7 +3574,7 @@ class Connection:
             request.keep = request.keep and not stopping
             self.send(reply_bytes(request, *reply))
         finally:
-            backend.log(line)
+            backend.log.put(line)
         return request.keep
 
     def read(self, request):
@@ -3860,7 +3787,7 @@ def server_for(ctx, args):
 
     backend, tls = Backend(ctx, args), server_tls(args)
     port = check_number(args.port or "8787", "--port", 65535)
-    backend.store = Store(ctx, args.db)
+    backend.store = Store(ctx, args.db, make=True)
     try:
         server = Server(backend, port, tls)
     except (OSError, UnicodeError) as error:
@@ -3881,7 +3808,7 @@ def serving(ctx, args):
     server = server_for(ctx, args)
     backend = server.backend
     try:
-        backend.journal.thread.start()
+        backend.log.thread.start()
         server.thread.start()
         yield server
     finally:
@@ -3889,7 +3816,7 @@ def serving(ctx, args):
             on_signals(signal.SIG_IGN)
         server.finish()
         backend.store.close()
-        backend.journal.close()
+        backend.log.close()
 
 
 def introduce(ctx, backend):
@@ -3987,10 +3914,8 @@ def cmd_serve(ctx, args):
 
 def cmd_users(ctx, args):
     """Beside a running server, or without."""
-    store = Store(ctx, args.db, "read")
-    rows = [{"email": email, "id": user_id, "createdAt": timestamp(since),
-             "lastUsedAt": timestamp(used), "keys": keys}
-            for email, user_id, since, used, keys in store.users()]
+    store = Store(ctx, args.db)
+    rows = store.users()
     store.close()
     lines = [f"{row['email']:32}  {row['id']}  since {row['createdAt']}  last use"
              f" {row['lastUsedAt'] or 'never'}  keys {row['keys']}" for row in rows]
@@ -3999,7 +3924,7 @@ def cmd_users(ctx, args):
 
 def cmd_users_remove(ctx, args):
     email = args.email.lower()
-    store = Store(ctx, args.db, "write")
+    store = Store(ctx, args.db)
     confirm(ctx, f"Remove {email}, with every key?", shell_word(args.email))
     known = store.delete_user(email)
     store.close()
@@ -4013,12 +3938,12 @@ def cmd_backup(ctx, args):
     """Beside a running server, or without. The file from last time stays until the copy is whole."""
     import sqlite3  # lazy
 
-    store, path = Store(ctx, args.db, "read"), os.path.abspath(args.file)
+    store, path = Store(ctx, args.db), os.path.abspath(args.file)
     try:
         if os.path.exists(path) and os.path.samefile(path, store.path):
             raise invalid("That is the database itself.", "pass another FILE")
         store.copy_to(path)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, UnicodeError, sqlite3.Error) as error:
         problem = f"The backup {path} cannot be written: {error}."
         raise failed(problem, "mend that, or pass another FILE") from error
     finally:

@@ -672,20 +672,17 @@ def test_a_certificate_that_cannot_be_used_is_refused(scripto, certificate, give
 
 @pytest.mark.slow
 def test_nobody_has_to_read_the_log(scripto, tmp_path):
-    """A full pipe stops neither requests nor a signal; how much is missing is said later."""
+    """A full pipe stops neither requests nor a signal; that lines are missing is said later."""
     process = scripto.start("serve", "--port", "0", "--db", str(tmp_path / "db"))
     if hasattr(fcntl, "F_SETPIPE_SZ"):
         fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
     port = int(process.stdout.readline().decode().rpartition(":")[2])
     backend = type("Site", (), {"port": port})
     assert statuses(raw(backend, HEALTHZ * 1500)) == [200] * 1500
-    said, written, dropped = b"", 0, 0
-    while written + dropped < 1500:
+    said = b""
+    while b"\nsome lines of the log were dropped\n" not in said:
         assert select.select([process.stderr], [], [], 20)[0], said[-200:]
         said += os.read(process.stderr.fileno(), 65536)
-        written = said.count(b"/healthz 200\n")
-        dropped = sum(map(int, re.findall(rb"(?m)^(\d+) lines of the log were dropped$", said)))
-    assert written + dropped == 1500 and dropped
     assert statuses(raw(backend, HEALTHZ * 1500)) == [200] * 1500
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 0

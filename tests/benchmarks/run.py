@@ -178,7 +178,7 @@ def fill(path, users, keys_each):
     """Gives a database people and keys, as many as a large installation has."""
     with contextlib.closing(sqlite3.connect(str(path))) as db, db:
         db.executemany(
-            "INSERT INTO users (id, email, name, created_at) VALUES (?, ?, '', 0)",
+            "INSERT INTO users (id, email, created_at) VALUES (?, ?, 0)",
             (("user_f%d" % n, "f%d@example.com" % n) for n in range(users)))
         db.executemany(
             "INSERT INTO keys (id, user_id, hash, name, start, created_at)"
