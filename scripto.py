@@ -3455,7 +3455,7 @@ class Request:
     def parse(self, head):
         """Raises invalid-argument for a head that a proxy in front might read in another way, since
         the two could see different requests (RFC 9112, 11.2; also 2.2, 3.2, 5 and 6.3)."""
-        form = (r"([!-~]+) ([!-~]+) HTTP/1\.([01])\r\n"
+        form = (r"([A-Za-z]{1,9}) ([!-~]+) HTTP/1\.([01])\r\n"
                 r"((?:[!#-'*+.^`|~0-9A-Z_a-z-]+:[\t -~\x80-\xff]*\r\n)*)\r\n\Z")
         match = re.match(form, head.decode("latin-1"))
         if not match:
@@ -3487,12 +3487,13 @@ class Request:
         self.keep = persistent and "close" not in headers.get("connection", "").lower()
 
     def address(self):
-        """The client's, without a port. With --behind-proxy it is what the nearest proxy saw."""
-        match = None
+        """The client's. With --behind-proxy it is what the nearest proxy saw."""
         if self.behind_proxy:
             last = self.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
-            match = re.match(r"([0-9.]+):\d+\Z|\[?([0-9A-Fa-f.:]{2,45})(?:\](?::\d+)?)?\Z", last)
-        return match.group(1) or match.group(2) if match else self.peer
+            ipv4 = re.match(r"[0-9]+\.[0-9.]+", last)  # some proxies add a port
+            if ipv4 or ipv6_bytes(last):
+                return ipv4.group() if ipv4 else last
+        return self.peer
 
 
 def handle(backend, request, refusal):
@@ -3509,8 +3510,7 @@ def handle(backend, request, refusal):
         status = 503 if request.path == "/healthz" else 500
         reply = ScriptoError("internal", "The backend failed.", NEXT_RETRY, status).reply()
         note = "fault: " + bug(error)
-    method = request.method if re.match(r"[A-Z]{3,7}\Z", request.method) else "-"
-    words = [request.address(), method, pattern_of(request.path) or "-", str(reply[0])]
+    words = [request.address(), request.method, pattern_of(request.path) or "-", str(reply[0])]
     return reply, " ".join(words + [each.strip() for each in (request.note, note) if each])
 
 
@@ -3559,7 +3559,9 @@ class Connection:
         except Exception as error:
             self.server.backend.log.put("fault in a connection: " + bug(error))
         finally:
-            self.server.leave(self)
+            with self.server.guard:
+                self.server.open.discard(self)
+            self.socket.close()
 
     def serve_one(self):
         """One request and its reply. False: it was the last one."""
@@ -3569,10 +3571,9 @@ class Connection:
         self.expect(FOREVER)
         reply, line = handle(backend, request, refusal)
         try:
-            stopping = self.server.stopping
-            self.expect(1 if stopping else READ_SECONDS)  # also for the next request to come
-            request.keep = request.keep and not stopping
-            self.send(reply_bytes(request, *reply))
+            self.expect(READ_SECONDS)  # also for the next request to come
+            request.keep = request.keep and not self.server.stopping
+            self.in_time().sendall(reply_bytes(request, *reply))
         finally:
             backend.log.put(line)
         return request.keep
@@ -3584,25 +3585,21 @@ class Connection:
             request.parse(self.read_head())
         except ScriptoError as error:
             return error
-        if request.length > len(self.data):
-            if request.headers.get("expect", "").lower() == "100-continue":
-                self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-            while len(self.data) < request.length:
-                self.receive()
+        if "expect" in request.headers and request.length > len(self.data):
+            self.in_time().sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while request.length > len(self.data):
+            self.receive()
         request.body, self.data = self.data[: request.length], self.data[request.length :]
         return None
 
     def read_head(self):
-        """The bytes up to the empty line. Line feeds alone end it, too; parse() refuses them."""
-        end, size = None, 0
-        while not end:
-            end = re.compile(b"\n\r?\n").search(self.data, max(size - 2, 0))
-            size = end.end() if end else len(self.data)
-            if size > HEAD_BYTES:
+        """The bytes up to the empty line, and with it."""
+        while b"\r\n\r\n" not in self.data[:HEAD_BYTES]:
+            if len(self.data) >= HEAD_BYTES:
                 raise invalid(f"The header is larger than {HEAD_BYTES} bytes.", NEXT_GUIDE, 431)
-            if not end:
-                self.receive()
-        head, self.data = self.data[:size], self.data[size:]
+            self.receive()
+        end = self.data.index(b"\r\n\r\n") + 4
+        head, self.data = self.data[:end], self.data[end:]
         return head
 
     def expect(self, seconds):
@@ -3624,13 +3621,8 @@ class Connection:
             raise ConnectionError
         self.data += part
 
-    def send(self, data):
-        data = memoryview(data)
-        while data:
-            data = data[self.in_time().send(data) :]
-
     def shut(self, how):
-        """By the plain socket's shutdown(), since that of TLS waits for the client."""
+        """By the plain socket's shutdown(): after that of TLS a send() would be in the clear."""
         import socket  # lazy
 
         try:
@@ -3686,28 +3678,25 @@ class Server:
 
         try:
             plain, address = self.listener.accept()
-        except (socket.timeout, BlockingIOError):
+        except (socket.timeout, BlockingIOError, ConnectionError):  # the last: it has gone again
             return
         except (OSError, MemoryError):  # most likely no descriptor is left
             self.make_room()
             return self.ran_out()
-        connection = Connection(self, plain, address[0])
-        while len(self.open) >= self.most or not self.start(connection):
-            if not self.make_room():
-                return plain.close()
+        self.start(Connection(self, plain, address[0]))
 
     def start(self, connection):
-        """False if no thread can be had."""
+        """Where no place or no thread is left, a client makes room, if need be this one."""
         with self.guard:
             self.open.add(connection)
-        try:
-            connection.thread.start()
-            return True
-        except (RuntimeError, MemoryError):
-            with self.guard:
-                self.open.discard(connection)
-            self.ran_out()
-            return False
+        while connection in self.open:
+            try:
+                if len(self.open) <= self.most:
+                    return connection.thread.start()
+            except (RuntimeError, MemoryError):  # no thread is left
+                self.ran_out()
+            self.make_room()
+        connection.socket.close()
 
     def ran_out(self):
         """This machine has fewer threads or descriptors than CONNECTIONS: leaves some for mails. The
@@ -3717,39 +3706,31 @@ class Server:
 
     def make_room(self):
         """The client with the most connections loses one: that with the earliest deadline, of those
-        that no route works for. False if there is none."""
+        that no route works for."""
         with self.guard:
             held = collections.Counter(each.client for each in self.open)
             idle = [each for each in self.open if each.until < FOREVER]
-            return self.cut(sorted(idle, key=lambda each: (-held[each.client], each.until))[:1])
+            self.cut(sorted(idle, key=lambda each: (-held[each.client], each.until))[:1])
 
     def cut(self, connections):
         """Takes their places at once; their threads see that and end."""
         for connection in connections:
             self.open.discard(connection)
             connection.shut("SHUT_RDWR")
-        return bool(connections)
-
-    def leave(self, connection):
-        with self.guard:
-            self.open.discard(connection)
-        connection.socket.close()
 
     def finish(self):
-        """Answers what has arrived, and waits for nothing else."""
+        """Answers what has arrived: for a second the threads read what is there, then the idle are
+        cut off, and those at work are waited for."""
         self.stopping = True
-        if self.thread.ident:
-            self.thread.join()
+        self.thread.join()
         with self.guard:
             left = list(self.open)
-        soon = time.monotonic() + 1  # in which the threads read what is there
-        for connection in left:
-            connection.thread.join(max(soon - time.monotonic(), 0))
-        with self.guard:
-            self.cut([each for each in left if each in self.open and each.until < FOREVER])
-        late = soon + MAIL_SECONDS + READ_SECONDS
-        for connection in left:
-            connection.thread.join(max(late - time.monotonic(), 0))
+        for seconds in (1, MAIL_SECONDS + READ_SECONDS):
+            late = time.monotonic() + seconds
+            for connection in left:
+                connection.thread.join(max(late - time.monotonic(), 0))
+            with self.guard:
+                self.cut([each for each in self.open if each.until < FOREVER])
 
 
 # ---- Operator -------------------------
