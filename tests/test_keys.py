@@ -115,7 +115,7 @@ def test_an_unknown_id_is_an_error(signed_in, key_id):
 def test_the_key_in_use_is_revoked_only_on_demand(signed_in):
     scripto, _, _ = signed_in
     own = scripto.state()["profiles"]["you"]["keyId"]
-    hint = "add --yes to: scripto keys revoke"
+    hint = "if you are sure: scripto keys revoke %s --yes" % own
     said(scripto.run("keys", "revoke", own), "invalid-argument", 2, hint)
     for typed, status in (("n", 130), ("y", 0)):
         terminal = Terminal(scripto, "keys", "revoke", own)
