@@ -54,21 +54,21 @@ class Record:
 
 # ---- Constants ------------------------
 
-# What a profile without `baseUrl` belongs to, also in a copy of this file from another backend.
+# A profile without `baseUrl` belongs to this one, also in a copy of this file from another backend.
 PRODUCTION_URL = "https://scripto.codika.io"
-BASE_URL = PRODUCTION_URL  # when nothing names one; GET /scripto.py puts its own URL here
+BASE_URL = PRODUCTION_URL  # used when nothing names one; GET /scripto.py puts its own URL here
 
 KEY_PREFIX = "scripto_"
 MASKED_KEY = KEY_PREFIX + "•" * 8
-KEY_NAME_LENGTH = 100  # that backends take
+KEY_NAME_LENGTH = 100  # the longest name that backends take
 EMAIL_LENGTH = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
-REPLY_BYTES = 1 << 20  # that the client reads of a reply,
-API_BYTES = 64 << 20  # and for `api`
-PIECE_BYTES = 64 << 10  # read at once
-PROFILE_BYTES = 4 << 20  # that a profile file may have
-HEAD_BYTES = 32 << 10  # that the backend reads: request line and header,
-HEAD_FIELDS = 100  # in there,
-BODY_BYTES = 16 << 10  # and body
+REPLY_BYTES = 1 << 20  # the most that the client reads of a reply
+API_BYTES = 64 << 20  # the same for `api`
+PIECE_BYTES = 64 << 10  # what is read at once
+PROFILE_BYTES = 4 << 20  # the most that a profile file may have
+HEAD_BYTES = 32 << 10  # the most that the backend reads of request line and header
+HEAD_FIELDS = 100  # the most fields in a header
+BODY_BYTES = 16 << 10  # the most that the backend reads of a body
 TIMEOUT_SECONDS = "30"  # for one request, from name look-up to last byte
 LOCK_SECONDS = 30  # to wait for another program that writes the profile file
 NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a FIFO in a file's place must not hang; not on Windows
@@ -96,8 +96,8 @@ MAILS = 32  # under way at once
 CONNECTIONS = 192  # open at once: macOS gives a program 256 descriptors, for mails as well
 
 # ---- Errors ---------------------------
-# One type, raised anywhere, turned into output at two edges: status_of() and, for the
-# backend, handle().
+# There is one type. It is raised anywhere and becomes output at two edges: at status_of(), and at
+# handle() for the backend.
 
 ERRORS = {  # code: (HTTP status, exit status)
     "invalid-argument": (400, 2),
@@ -123,19 +123,20 @@ NEXT_GUIDE = "see GET /llms.txt"
 
 
 def masked(text):
-    """Without keys. Only one name of a path is hidden, where it looks like a key."""
+    """The text, with whatever looks like a key hidden. Of a path that is one of its names only."""
     return re.sub(KEY_PREFIX + "[!-&(-.0-~]{8,}", MASKED_KEY, text)
 
 
 class ScriptoError(Exception):
-    """A key in the message, mistyped or quoted by a backend, is masked. http_status: if it is not
-    the table's. headers: for HTTP. A code that is not in the table exits by HTTP status."""
+    """A key in the message is masked: a user may have mistyped it, a backend may quote it.
+    http_status is given where it is not the table's; headers are for HTTP. A code that is not in
+    the table exits by its HTTP status."""
 
     note = ""  # for the backend's log
-    unseen = False  # whether it is for want of a home, or of the right to look into it
-    answered = None  # the HTTP status that a backend answered with
-    retry_after = None  # the seconds that it said to wait
-    body = b""  # of that answer, which `api` shows
+    unseen = False  # whether there is no home, or no right to look into it
+    answered = None  # the HTTP status, where a backend answered
+    retry_after = None  # the seconds that the backend said to wait
+    body = b""  # of the backend's answer, which `api` shows
 
     def __init__(self, code, message, next_action, http_status=None, headers=()):
         super().__init__(masked(message))
@@ -158,17 +159,17 @@ class ScriptoError(Exception):
 
 
 def invalid(message, next_action, http_status=None):
-    """invalid-argument: say it differently."""
+    """invalid-argument: the user has to say it in another way."""
     return ScriptoError("invalid-argument", message, next_action, http_status)
 
 
 def failed(message, next_action):
-    """failed-precondition: this machine stands in the way."""
+    """failed-precondition: something on this machine stands in the way."""
     return ScriptoError("failed-precondition", message, next_action)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal came, of that number."""
+    """A signal of that number came."""
 
     def __init__(self, number):
         super().__init__(number)
@@ -176,23 +177,23 @@ class Stopped(KeyboardInterrupt):
 
 
 def interrupted(cause, next_action):
-    """cancelled, for a KeyboardInterrupt. The exit status is 128 and the signal's number, as a
-    shell has it: 130 for Ctrl-C, 143 for SIGTERM."""
+    """The error `cancelled` for a KeyboardInterrupt. Its exit status is 128 plus the signal's
+    number: 130 for Ctrl-C, 143 for SIGTERM, as in a shell."""
     error = ScriptoError("cancelled", "Interrupted.", next_action)
     error.exit_status = 128 + getattr(cause, "number", 2)
     return error
 
 
 def missing_module(error):
-    """Some Pythons come without ssl, sqlite3 or, as Debian's python3-minimal, even json."""
+    """Some Pythons lack ssl or sqlite3. Debian's python3-minimal lacks even json."""
     module = (error.name or str(error)).lstrip("_")
     hint = "install all of it (Debian, Ubuntu: apt-get install python3), or use another Python"
     return failed(f"This Python ({sys.executable}) has no module '{module}'.", hint)
 
 
 def bug(error):
-    """What, where, and by which lines of this file; in words of the system's and SQLite's only,
-    which hold nothing from outside."""
+    """What happened, where, and through which lines of this file. Only the system's and SQLite's
+    words are quoted: others may hold what came from outside."""
     import traceback  # lazy
 
     words = [type(error).__name__, getattr(error, "strerror", None)]
@@ -435,8 +436,8 @@ def next_bytes(ctx):
 
 
 # ---- Door -----------------------------
-# Every value from outside is checked here, once, before anything is read, written or sent.
-# Who checks raises invalid-argument, and returns the value if it is made plainer.
+# Every value from outside is checked here, once, before anything is read, written or sent. A check
+# raises invalid-argument. It returns the value where it makes that plainer.
 
 
 def misfit(text, what, hint):
@@ -444,9 +445,9 @@ def misfit(text, what, hint):
 
 
 def is_email(text):
-    """The contract's rule, less what makes mail read one address as another (RFC 5322: comments,
-    groups, quotes; RFC 2047: encoded words; `you%there@here` and `there!you@here`, which Postfix
-    sends on to `there`): whose code would it be?"""
+    """By the contract's rule. What mail programs may read as another address is none, or the code
+    would go to somebody else: comments, groups and quotes (RFC 5322), encoded words (RFC 2047), and
+    `you%there@here` or `there!you@here`, which Postfix sends on to `there`."""
     if len(text) > EMAIL_LENGTH or not text.isprintable():
         return False
     local, _, domain = text.partition("@")
@@ -463,8 +464,7 @@ def check_email(text, command):
 
 
 def check_code(text, hint=NEXT_CODE):
-    """`123456`, `123 456` or `123-456`; the digits alone come back. The hint is for a code that is
-    malformed."""
+    """The digits of `123456`, `123 456` or `123-456`. The hint is for a malformed code."""
     if not text:
         raise invalid("The code is missing.", NEXT_CODE)
     if not re.match(r"\s*[0-9](?:[ -]*[0-9]){5}\s*\Z", text):
@@ -473,13 +473,13 @@ def check_code(text, hint=NEXT_CODE):
 
 
 def is_key(text):
-    """With nothing that a header or a terminal would trip over."""
+    """It has nothing in it that a header or a terminal would trip over."""
     return isinstance(text, str) and bool(re.match(KEY_PREFIX + r"[!-~]+\Z", text))
 
 
 def check_key(ctx, text, source):
-    """White space around it is no part of it: secrets end in a line feed. The error quotes nothing:
-    what was pasted by mistake may be another secret."""
+    """White space around a key is no part of it: many secrets end in a line feed. The error quotes
+    nothing, since what was pasted by mistake may be another secret."""
     if text == "-" and source == "--api-key":
         text = read_line(ctx, "API key: ", True)
     if not is_key(text.strip()):
@@ -517,13 +517,14 @@ def timeout_of(ctx):
 
 
 def is_loopback(host):
-    """127.0.0.0/8, ::1 (RFC 1122, RFC 4291), localhost; what is below it the DNS may resolve."""
+    """127.0.0.0/8, ::1 (RFC 1122, RFC 4291) and localhost. Names below localhost are none: the DNS
+    may know them."""
     form = r"(::1|localhost|127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3})\Z"
     return bool(re.match(form, host))
 
 
 def ipv6_bytes(host):
-    """The address, None for what is none."""
+    """The address in bytes; None if it is none."""
     import socket  # lazy
 
     try:
@@ -533,7 +534,7 @@ def ipv6_bytes(host):
 
 
 def origin_of(url):
-    """(scheme, host, port): what a key is bound to."""
+    """(scheme, host, port). A key is bound to that."""
     from urllib.parse import urlsplit  # lazy
 
     parts = urlsplit(url)
@@ -545,7 +546,8 @@ def without_password(url):
 
 
 def check_base_url(ctx, text, source, kind=invalid):
-    """Scheme and host in lower case, no trailing slash. Raises an error of that kind."""
+    """The URL with scheme and host in lower case and no slash at its end. Raises an error of that
+    kind."""
     form = r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?(/[!$-&(->A-\[\]-~]*)?\Z"
     match = re.match(form, text, re.IGNORECASE | re.ASCII)
     scheme, host, port, path = match.groups("") if match else ("", "", "", "")
@@ -565,7 +567,7 @@ def check_base_url(ctx, text, source, kind=invalid):
 
 
 def xdg_folder(ctx, variable, below_home, otherwise):
-    """By the XDG specification a variable that is empty or relative is ignored."""
+    """The folder by the XDG specification: a variable that is empty or relative is ignored."""
     if os.path.isabs(ctx.env.get(variable, "")):
         return ctx.env[variable]
     # On Windows HOME may be Git Bash's /c/Users/you.
@@ -583,13 +585,14 @@ def xdg_folder(ctx, variable, below_home, otherwise):
 
 
 def text_of(thing, member):
-    """A member that ought to be text, "" if it is not."""
+    """The member; "" if it is no text, or is not there."""
     value = thing.get(member)
     return value if isinstance(value, str) else ""
 
 
 def check_path(text):
-    """Its first slash may be left out: Git Bash makes something else of words that begin so."""
+    """The path with its first slash, which may be left out: Git Bash makes a Windows path of words
+    that begin with one."""
     path = "/" + text[text[:1] == "/" :]
     if not re.match(r"/(?!/|[^/?]*:)[!\"$-\[\]-~]*\Z", path):
         raise misfit(text, "a path at the backend", "pass one like api/keys")
@@ -597,7 +600,8 @@ def check_path(text):
 
 
 def check_header(text):
-    """(name, value). Where a request goes, with which key and how long, is not up to it."""
+    """(name, value). A header must not change where a request goes, with which key, or how long it
+    is."""
     fixed = "(?!(authorization|host|content-length|transfer-encoding):)"
     if not re.match(fixed + r"[!#-'*+.^`|~\w-]+:[\t -~]*\Z", text, re.IGNORECASE | re.ASCII):
         hint = "pass -H 'Name: value', but not Authorization, Host or Content-Length"
@@ -1046,9 +1050,9 @@ def bad_reply(url, what, status=None):
 
 
 def proxy_for(url):
-    """The proxy that the environment names for it, by urllib's rules; none for loopback. Raises
-    failed-precondition for what is not plain http, which urllib takes for a proxy all the same, or
-    quotes in an error, password and all."""
+    """The proxy that the environment names for the URL, by urllib's rules; None for loopback.
+    Raises failed-precondition for a proxy that is not on plain http: urllib would speak http to it
+    all the same, or quote it in an error, with its password."""
     import urllib.request as library  # lazy
 
     scheme, host, port = origin_of(url)
@@ -1102,8 +1106,8 @@ def within(seconds, work, *values, meanwhile=None):
 
 
 def body_of(reply, most):
-    """At most one piece more than that many bytes. It is read in pieces: a single read() would ask
-    for as much memory as the peer says that there is to come."""
+    """The body. Of one with more than `most` bytes it is the start, which has more bytes, too. It
+    is read in pieces: one read() would ask for as much memory as the peer says that it needs."""
     import http.client  # lazy
 
     body, left = bytearray(), reply.length  # None: it comes in chunks, or until the connection ends
@@ -1119,9 +1123,10 @@ def body_of(reply, most):
 
 
 def exchange(method, url, headers, body, seconds, most):
-    """(status, reason, headers, body as bytes) of the reply, whatever its status. `seconds` bound
-    each wait; for a bound of the whole it is called in within(). Certificates are checked. Raises
-    invalid-response for a body of more than `most` bytes, else OSError, HTTPException, ValueError."""
+    """One request. Returns (status, reason, headers, body as bytes), whatever the status is.
+    Certificates are checked. Each wait for the network ends after `seconds`; within() bounds the
+    whole. Raises invalid-response for a body of more than `most` bytes, and OSError, HTTPException
+    or ValueError for what goes wrong on the way."""
     import urllib.request as library  # lazy
 
     scheme, proxy = origin_of(url)[0], proxy_for(url)
@@ -1166,9 +1171,9 @@ def trouble_with(url, seconds, error):
 
 
 def send(ctx, target, request, most=REPLY_BYTES):
-    """The reply, as exchange() gives it, to a request (method, path, headers, body or None) that
-    carries the target's key, if there is one, as bearer token (RFC 6750). SCRIPTO_TIMEOUT bounds
-    all of it. Raises network-error, invalid-response."""
+    """Sends a request (method, path, headers, body or None) to the target. Its key, if it has one,
+    goes along as a bearer token (RFC 6750). Returns what exchange() does. SCRIPTO_TIMEOUT bounds
+    all of it. Raises network-error and invalid-response."""
     import http.client  # lazy
 
     method, path, more_headers, body = request
@@ -1186,14 +1191,14 @@ def send(ctx, target, request, most=REPLY_BYTES):
 
 
 def number(text):
-    """Of JSON from outside. A float, since a huge integer would cost seconds; None for one that
-    is too large, as JSON has no word for infinity."""
+    """A number in JSON from outside. It becomes a float, since a huge integer would cost seconds.
+    One that is too large for a float is None, as JSON has no word for infinity."""
     value = float(text)
     return value if abs(value) < float("inf") else None
 
 
 def parse_json(content):
-    """The JSON object, {} for another value, None for what is no JSON (RFC 8259: UTF-8, no NaN)."""
+    """The JSON object; {} for another value, None for what is no JSON (RFC 8259: UTF-8, no NaN)."""
     import json  # lazy
 
     try:
@@ -1212,14 +1217,14 @@ def next_for_key(source):
 
 
 def retry_after(headers):
-    """The seconds to wait, None if none are said; a date (RFC 9110, 10.2.3) is not read."""
+    """The seconds to wait; None if the header is not there, or is a date (RFC 9110, 10.2.3)."""
     text = headers.get("Retry-After") or ""
     return int(text) if re.match(r"[0-9]{1,9}\Z", text) else None
 
 
 def backend_error(ctx, target, reply, hint=None):
-    """The backend's error word for word; what it leaves out follows from the status. reply: status,
-    headers, and the body's object."""
+    """The backend's error word for word. What it leaves out follows from the status. reply is
+    (status, headers, the body's object). The hint is for an invalid-argument without one."""
     status, headers, value = reply
     by_status = {401: "unauthenticated", 403: "permission-denied", 404: "not-found",
                  429: "resource-exhausted"}
@@ -1242,7 +1247,8 @@ def backend_error(ctx, target, reply, hint=None):
 
 
 def call(ctx, target, method, path, part, body=None, hint=None):
-    """That part of a success, an object. The hint is for an invalid-argument without one."""
+    """Returns that part of a success, which has to be an object. The hint is for an
+    invalid-argument without one. Raises the backend's error, and as send() does."""
     import json  # lazy
 
     url = target.base_url + path
@@ -2049,7 +2055,7 @@ def cmd_login(ctx, args):
         return first_right(ctx, codes, lambda code: sign_in(ctx, args, target, file, code, ticket))
     except KeyboardInterrupt as cause:
         if is_terminal(ctx.stderr):
-            say(ctx, "")  # what was typed stands on the line
+            say(ctx, "")  # the cursor stands behind ^C
         raise interrupted(cause, then) from None
 
 
@@ -2273,7 +2279,7 @@ def cmd_config_clear(ctx, args):
 
 
 # ---- Scripts --------------------------
-# What a script does with a key: hand it to another program, or send a request of its own.
+# What a script does with a key: it hands the key to another program, or sends its own request.
 
 
 def not_run(command, why):
@@ -2282,7 +2288,7 @@ def not_run(command, why):
 
 
 def cmd_run(ctx, args):
-    """Becomes that command; on Windows, which knows no such thing, it waits."""
+    """This process becomes that command. On Windows no process can; there it waits for it."""
     target = resolve(ctx, args)
     env = dict(ctx.env, SCRIPTO_API_KEY=target.key, SCRIPTO_API_BASE_URL=target.base_url)
     try:
@@ -2292,7 +2298,7 @@ def cmd_run(ctx, args):
             return subprocess.call(args.command, env=env)
         import signal  # lazy
 
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, so would the command
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and so by the command
             signal.signal(number, signal.SIG_DFL)
         os.umask(ctx.umask)
         os.execvpe(args.command[0], args.command, env)
@@ -2333,7 +2339,7 @@ def request_of(args):
         path += ("&" if "?" in path else "?") + urlencode(pairs, errors="surrogateescape")
     if args.d is not None:
         body = read_body(args.d)
-    for name, value in map(check_header, args.H or ()):  # given again, it is a list (RFC 9110, 5.3)
+    for name, value in map(check_header, args.H or ()):  # twice is a list (RFC 9110, 5.3)
         headers[name] = headers[name] + ", " + value if name in headers else value
     headers.setdefault("Accept", "*/*")
     method = args.X or ("GET" if body is None else "POST")
@@ -2343,7 +2349,7 @@ def request_of(args):
 
 
 def refusal_of(ctx, target, path, reply):
-    """The error that a reply is, None for a success."""
+    """The error that the reply stands for; None for a success."""
     status, _, headers, body = reply
     if status < 300:
         return None
@@ -2354,8 +2360,8 @@ def refusal_of(ctx, target, path, reply):
 
 
 def reply_in_json(reply, with_head):
-    """As bytes. A body in JSON stays as it came, so that no number loses digits; another one
-    becomes a text."""
+    """The reply as JSON in bytes. A body that is JSON stays as it came, so that no number loses
+    digits. Another body becomes a text."""
     import json  # lazy
 
     status, _, headers, body = reply
@@ -2370,7 +2376,7 @@ def reply_in_json(reply, with_head):
 
 
 def api_envelope(args, reply, error):
-    """As parts of bytes. With -i the reply stands beside the error, too."""
+    """The envelope in parts of bytes. With -i an error's holds the reply, too."""
     import json  # lazy
 
     data = reply_in_json(reply, args.i)
@@ -2381,7 +2387,7 @@ def api_envelope(args, reply, error):
 
 
 def cmd_api(ctx, args):
-    """The answer is the reply as it came. That of an error goes to standard error."""
+    """Prints the reply as it came. The body of an error goes to standard error."""
     target, request = resolve(ctx, args), request_of(args)
     reply = send(ctx, target, request, API_BYTES)
     body, error = reply[-1], refusal_of(ctx, target, request[1], reply)
@@ -3983,8 +3989,8 @@ def cmd_demo(ctx, args):
 # ---- Doctor ---------------------------
 # What works on this machine and what does not. It only looks: nothing is changed here.
 #
-# A check takes (context, arguments, findings so far) and returns (status, message, next action).
-# It may raise instead, and it puts what later checks need into the findings, under its own name.
+# Each function takes (context, arguments, findings so far) and returns (status, message, next
+# action), or raises. What later ones need it puts into the findings, under its own name.
 
 MARKS = {"ok": "✓", "skipped": "-", "warning": "!", "error": "✗"}
 
@@ -4044,7 +4050,7 @@ def examine_proxy(ctx, args, found):
 
 
 def examine_backend(ctx, args, found):
-    """One that answers 401 as it should is well; the error is the key's."""
+    """A backend that answers 401 is well: that error is the key's."""
     target = found["access"]
     try:
         call(ctx, target, "GET", "/api/auth/me", "user")
@@ -4111,7 +4117,7 @@ def finding(ctx, args, found, name):
 
 
 def cmd_doctor(ctx, args):
-    """The first error is that of the whole."""
+    """The first error is the error of the whole."""
     found, rows, lines, errors = {}, [], [], []
     for name in CHECKS:
         row, error = finding(ctx, args, found, name)
@@ -4138,8 +4144,8 @@ complete -F _scripto CALLED""",
     "zsh": r"""#compdef CALLED
 _scripto() {
   local -a found
-  found=(${(f)"$(${words[1]:t} __complete zsh "${(@Q)words[2,CURRENT-1]}" "$PREFIX" 2>/dev/null)"}) ||
-    { compset -P '*='; _files; return }
+  found=(${(f)"$(${words[1]:t} __complete zsh "${(@Q)words[2,CURRENT-1]}" "$PREFIX" \
+    2>/dev/null)"}) || { compset -P '*='; _files; return }
   _describe scripto found
 }
 if [[ $funcstack[1] == _scripto ]]; then _scripto; else compdef _scripto CALLED; fi""",
@@ -4176,7 +4182,7 @@ def values_of(ctx, takes):
 
 
 def followers(ctx, before, word):
-    """{what may stand behind those words, where `word` is begun: what it is for}; None for files."""
+    """{what may follow those words, where `word` is begun: what it is for}; None for files."""
     name, last = "", before[-1] if before else ""
     for each in before:
         deeper = f"{name} {each}".strip()
@@ -4217,7 +4223,7 @@ def complete(ctx, shell, *words):
 
 
 # ---- Command line ---------------------
-# One table of commands, from which parser and help are made; the way in and out.
+# One table of commands, of which parser, help, guide and completion are made; the way in and out.
 
 OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "name": ("NAME", "a profile"),
@@ -4269,7 +4275,7 @@ SIGN_IN, KEY = " --name --profile-name --expires-in" + BACKEND, "--api-key" + BA
 
 
 class Command(Record):
-    """What does it, what it does, its arguments and flags (with ! what it needs), an example of
+    """The function, what it is for, the arguments and flags (! marks what is needed), an example of
     them, and where it changes something."""
 
     columns = "work purpose takes example changes"
@@ -4334,13 +4340,9 @@ ELSEWHERE = {  # what gh calls it
 }
 
 
-def usage_error(name, problem, hint=None):
-    problem = problem[:1].upper() + problem[1:]
-    return invalid(problem.rstrip(".") + ".", hint or f"see: scripto {name} --help")
-
-
 def argument_of(word, needed):
-    """What argparse has to know of it."""
+    """What argparse has to know of an argument or a flag. A missing email or code is the command's
+    to tell, in the words of the contract."""
     takes, purpose = OPTIONS[word]
     more = {"help": purpose.replace("%", "%%")}
     if takes is None:
@@ -4358,12 +4360,11 @@ def argument_of(word, needed):
 
 
 def parser_for(name):
-    """argparse's, whose errors take the one way out. A missing email or code is the command's to
-    tell, in the words of the contract."""
+    """The parser of that command's words. Its errors are raised as all others are."""
     import argparse  # lazy
 
     def error(message):
-        raise usage_error(name, message)
+        raise invalid(message[:1].upper() + message[1:] + ".", f"see: scripto {name} --help")
 
     # A width of our own: argparse would ask a module that a minimal Python lacks.
     command = COMMANDS[name]
@@ -4393,27 +4394,28 @@ def overview(prefix=""):
 
 
 def unknown(kind, word, known, hint):
-    """The refusal names what is most like the word, if anything is. known: {word: its meaning}."""
-    word = word.partition("=")[0]  # behind it may be a secret
+    """The refusal of a word. It names the most similar one of known = {word: its meaning}, if any
+    is similar."""
+    word = word.partition("=")[0]  # there may be a secret behind the sign
     try:
         import difflib  # lazy
 
         for alike in difflib.get_close_matches(word, known, 1):
             hint = "did you mean: " + known[alike]
-    except ImportError:  # in a minimal Python: then without a suggestion
+    except ImportError:  # a minimal Python makes no suggestion
         pass
     return invalid(f"Unknown {'flag' if word.startswith('-') else kind} '{word}'.", hint)
 
 
 def find_command(words):
-    """(name, further words)."""
+    """(the command's name, the words behind it)."""
     for size in (2, 1):
         name = " ".join(words[:size])
         if name in COMMANDS:
             return name, words[size:]
     known = {}
     for name in (*COMMANDS, *GROUPS, "help", "--help", "--version"):
-        known[name] = known[name.split()[-1]] = "scripto " + name  # who types `logn` means one
+        known[name] = known[name.split()[-1]] = "scripto " + name  # `logn` is like `auth login`
     hint = "see the commands with: scripto --help"
     if words[0].startswith("-"):
         hint = "put flags behind the command"
@@ -4423,8 +4425,20 @@ def find_command(words):
     raise unknown("command", typed, known, hint)
 
 
+def check_values(parser, args, takes, behind):
+    """`behind` is `--` and what stands behind it, which belongs to another program."""
+    for value in vars(args).values():
+        if value == [] or isinstance(value, list) and [] in value:  # up to 3.12, of `--name=--`
+            parser.error("a value is missing")
+    if behind and "--" not in takes:
+        parser.error(f"'{parser.prog}' takes nothing behind --")
+    args.command = behind[1:] or None
+    if not args.command and (behind or takes.get("--")):
+        parser.error("the command behind -- is missing")
+
+
 def parse(ctx, name, words, behind):
-    """The arguments by name. None of what stands `behind`, `--` and all, is looked at."""
+    """The arguments by name."""
     parser = parser_for(name)
     takes = dict(arguments_of(COMMANDS[name]))
     try:
@@ -4438,19 +4452,12 @@ def parse(ctx, name, words, behind):
     if extra:
         known = {word: word for word in (*takes, "--json", "--help") if re.match("--.", word)}
         raise unknown("argument", extra[0], known, f"see: {parser.prog} --help")
-    for value in vars(args).values():
-        if value == [] or isinstance(value, list) and [] in value:  # up to 3.12, of `--name=--`
-            parser.error("a value is missing")
-    if behind and "--" not in takes:
-        parser.error(f"'{name}' takes nothing behind --")
-    args.command = behind[1:] or None
-    if not args.command and (behind or takes.get("--")):
-        parser.error("the command behind -- is missing")
+    check_values(parser, args, takes, behind)
     return args
 
 
 def help_for(words):
-    """(data, lines): of a command, a group, or all."""
+    """(data, lines) with the help of a command, of a group, or of all."""
     name = " ".join(words)
     if not words:
         return overview()
@@ -4461,6 +4468,7 @@ def help_for(words):
 
 
 def run(ctx, words):
+    """What the command returns that the words name: (data, lines), or an exit status."""
     if words[:1] == ["__complete"]:
         return complete(ctx, *words[1:])
     split = words.index("--") if "--" in words else len(words)
@@ -4485,7 +4493,7 @@ def run(ctx, words):
 
 
 def status_of(ctx, words):
-    """The exit status. The one edge: what is raised below becomes output here."""
+    """The exit status. This is the one edge: whatever was raised becomes output here."""
     try:
         reply = run(ctx, words)
         return show(ctx, *reply) if isinstance(reply, tuple) else reply or 0  # else a status
@@ -4497,7 +4505,7 @@ def status_of(ctx, words):
         return show_error(ctx, missing_module(error))
     except KeyboardInterrupt as cause:
         if is_terminal(ctx.stderr):
-            say(ctx, "")  # what was typed stands on the line
+            say(ctx, "")  # the cursor stands behind ^C
         return show_error(ctx, interrupted(cause, "run it again"))
     except Exception as error:
         text, hint = f"A bug in scripto: {bug(error)}.", "report it, with this line, at "
@@ -4505,11 +4513,11 @@ def status_of(ctx, words):
 
 
 def main(argv=None):
-    """With words of its own it returns the exit status; by itself it exits with that, so that the
-    start of a zip file need not know."""
+    """Called with words it returns the exit status. Called without, it takes those of the process
+    and exits with the status, so that it can start a zip file."""
     words = sys.argv[1:] if argv is None else argv
     ctx = Context(COMMANDS, OPTIONS)
-    ctx.alone = argv is None  # signals, for one, are the business of whoever imports this
+    ctx.alone = argv is None  # else signals are the business of the program that imports this
     ctx.umask = os.umask(0o077)  # what is made here holds keys, codes and hashes
     try:
         status = status_of(ctx, words)
