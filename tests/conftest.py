@@ -84,6 +84,13 @@ def start_as_installed(tmp_path_factory):
     Scripto.program = str(path)
 
 
+def pytest_make_parametrize_id(val):
+    """A row with a text of megabytes is not named by all of it."""
+    if isinstance(val, (str, bytes)) and len(val) > 60:
+        return "%s and so on" % ascii(val[:20])
+    return None
+
+
 def pytest_collection_modifyitems(config, items):
     """A quick run leaves out what is marked `slow` and all but the first row of a table, unless -m
     or a test's own name says what is wanted."""
@@ -235,6 +242,8 @@ class Terminal:
         wait_until(lambda: text in self.read(), what="%r on the screen" % text)
 
     def type(self, text):
+        """What was on the screen before is no longer looked at."""
+        self.screen = ""
         os.write(self.master, text if isinstance(text, bytes) else text.encode())
 
     def echoes(self):
@@ -366,6 +375,23 @@ def wait_until(condition, seconds=20, what="condition"):
             return value
         time.sleep(0.01)
     raise AssertionError("waited %s s for %s" % (seconds, what))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(monkeypatch):
+    """A test that fails half-way leaves no process behind."""
+    processes, start = [], Scripto.start
+
+    def record(*args, **kwargs):
+        processes.append(start(*args, **kwargs))
+        return processes[-1]
+
+    monkeypatch.setattr(Scripto, "start", record)
+    yield
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(params=PYTHONS, ids=python_id)

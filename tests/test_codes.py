@@ -8,7 +8,6 @@ import json
 import pathlib
 import quopri
 import random
-import re
 import subprocess
 import time
 

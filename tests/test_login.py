@@ -3,11 +3,9 @@
 The backend is real, and so are pipes, commands and files; the IMAP server is a small responder of
 this file's own, on a real socket, which writes down what it is asked."""
 import base64
-import errno
 import json
 import os
 import pathlib
-import pty
 import re
 import select
 import shutil
@@ -16,7 +14,7 @@ import time
 
 import pytest
 
-from conftest import Listener, Scripto, http_reply, listeners, wait_until, wrong_code
+from conftest import Listener, Scripto, Terminal, http_reply, listeners, wait_until, wrong_code
 
 EMAIL = "you@example.com"
 LOGIN = ["auth", "login", "--email", EMAIL]
@@ -68,50 +66,9 @@ def nothing_sent(backend):
     return requests_to(backend, "/api/cli/login-request") == 0
 
 
-class Terminal:
-    """The program with standard input and error at a terminal, as a person has it."""
-
-    def __init__(self, scripto, *words):
-        self.master, slave = pty.openpty()
-        self.process = scripto.start(*words, stdin=slave, stderr=slave)
-        os.close(slave)
-        self.shown = ""
-
-    def wait_for(self, text, seconds=20):
-        end = time.monotonic() + seconds
-        while text not in self.shown:
-            assert time.monotonic() < end, self.shown
-            if select.select([self.master], [], [], 0.1)[0]:
-                try:
-                    self.shown += os.read(self.master, 65536).decode("utf-8", "replace")
-                except OSError as error:  # the program has ended
-                    assert error.errno == errno.EIO and text in self.shown, self.shown
-
-    def type(self, text):
-        self.shown = ""
-        os.write(self.master, text)
-
-    def end(self):
-        try:
-            out = self.process.communicate(timeout=30)[0].decode()
-        finally:
-            os.close(self.master)
-        return self.process.returncode, out
-
-
-@pytest.fixture
-def at_terminal():
-    started = []
-
-    def start(scripto, *words):
-        started.append(Terminal(scripto, *words))
-        return started[-1]
-
-    yield start
-    for terminal in started:
-        if terminal.process.poll() is None:
-            terminal.process.kill()
-            terminal.process.communicate()
+def at_terminal(scripto, *words):
+    """As a person has it, but for standard output."""
+    return Terminal(scripto, *words, streams=("stdin", "stderr"))
 
 
 # ---- From each source ----
@@ -415,10 +372,10 @@ def test_an_unlikely_number_waits_for_a_better_one(newest, backend, tmp_path):
 # ---- At a terminal ----
 
 
-def test_the_prompt(scripto, backend, at_terminal):
+def test_the_prompt(scripto, backend):
     terminal = at_terminal(scripto, *LOGIN, "--api-url", backend.url)
     terminal.wait_for("Code: ")
-    assert go_on("--api-url", backend.url) in terminal.shown
+    assert go_on("--api-url", backend.url) in terminal.screen
     code = backend.code_for(EMAIL)
     terminal.type(wrong_code(code).encode() + b"\n")
     terminal.wait_for("The code is wrong; 2 tries are left.")
@@ -429,49 +386,49 @@ def test_the_prompt(scripto, backend, at_terminal):
     terminal.type(b"\n")  # which asks again, and for no new code
     terminal.wait_for("Code: ")
     terminal.type(b"%s %s\n" % (code[:3].encode(), code[3:].encode()))
-    status, out = terminal.end()
+    status, out = terminal.end(), terminal.out
     assert status == 0 and "✓ Signed in" in out and "Code:" not in out
     assert len(backend.mails()) == 1
 
 
-def test_the_last_try_at_the_prompt(newest, backend, at_terminal):
+def test_the_last_try_at_the_prompt(newest, backend):
     terminal = at_terminal(newest, *LOGIN, "--api-url", backend.url)
     for left in ("2 tries are left", "1 try is left", "used up"):
         terminal.wait_for("Code: ")
         terminal.type(wrong_code(backend.code_for(EMAIL)).encode() + b"\n")
         terminal.wait_for(left)
     terminal.wait_for("next: " + NEXT_CODE)
-    assert terminal.end()[0] == 2
+    assert terminal.end() == 2
 
 
-def test_the_end_of_input_at_the_prompt(newest, backend, at_terminal):
+def test_the_end_of_input_at_the_prompt(newest, backend):
     terminal = at_terminal(newest, *LOGIN, "--api-url", backend.url)
     terminal.wait_for("Code: ")
     terminal.type(b"\x04")
     terminal.wait_for("next: " + go_on("--api-url", backend.url))
-    assert terminal.end()[0] == 130
+    assert terminal.end() == 130
 
 
-def test_a_missing_email_is_asked_for(newest, backend, at_terminal):
+def test_a_missing_email_is_asked_for(newest, backend):
     terminal = at_terminal(newest, "auth", "login", "--api-url", backend.url)
     terminal.wait_for("Email: ")
     terminal.type(EMAIL.encode() + b"\n")
     terminal.wait_for("Code: ")
-    assert go_on("--api-url", backend.url) in terminal.shown
+    assert go_on("--api-url", backend.url) in terminal.screen
     terminal.type(backend.code_for(EMAIL).encode() + b"\n")
-    assert terminal.end()[0] == 0
+    assert terminal.end() == 0
 
 
 @pytest.mark.parametrize("typed", [b"\n", b"nonsense\n"])
-def test_an_email_that_is_asked_for_and_is_none(typed, newest, backend, at_terminal):
+def test_an_email_that_is_asked_for_and_is_none(typed, newest, backend):
     terminal = at_terminal(newest, "auth", "login", "--api-url", backend.url)
     terminal.wait_for("Email: ")
     terminal.type(typed)
     terminal.wait_for("next: Pass --email <your-email> to: scripto auth login")
-    assert terminal.end()[0] == 2 and nothing_sent(backend)
+    assert terminal.end() == 2 and nothing_sent(backend)
 
 
-def test_a_backend_that_takes_no_more_codes_ends_the_prompt(newest, raw_server, at_terminal):
+def test_a_backend_that_takes_no_more_codes_ends_the_prompt(newest, raw_server):
     def answer(connection):
         if b"login-request" in server.requests[-1]:
             reply = http_reply({"success": True, "data": {"ok": True, "email": EMAIL}})
@@ -485,18 +442,18 @@ def test_a_backend_that_takes_no_more_codes_ends_the_prompt(newest, raw_server, 
     terminal.wait_for("Code: ")
     terminal.type(b"123456\n")
     terminal.wait_for("next: wait")
-    assert terminal.end()[0] == 3 and len(server.requests) == 2
+    assert terminal.end() == 3 and len(server.requests) == 2
 
 
 @pytest.mark.parametrize("source", [None, "cmd:true", "-"])
-def test_ctrl_c_stores_nothing_and_names_how_to_go_on(scripto, backend, at_terminal, source):
+def test_ctrl_c_stores_nothing_and_names_how_to_go_on(scripto, backend, source):
     flags = ["--code-from", source] if source else []
     terminal = at_terminal(scripto, *LOGIN, "--api-url", backend.url, "--name", "a job", *flags)
     terminal.wait_for("seconds left" if source else "Code: ")
     terminal.process.send_signal(signal.SIGINT)
     terminal.wait_for("Interrupted.")
     terminal.wait_for("next: " + go_on("--name 'a job' --api-url", backend.url))
-    assert terminal.end()[0] == 130
+    assert terminal.end() == 130
     assert not scripto.config.exists() or scripto.state()["profiles"] == {}
 
 
@@ -513,17 +470,17 @@ def test_a_signal_while_it_waits(number, expected, newest, backend):
 
 
 @pytest.mark.slow
-def test_a_line_at_the_terminal_counts_the_seconds(newest, backend, at_terminal):
+def test_a_line_at_the_terminal_counts_the_seconds(newest, backend):
     words = [*LOGIN, "--api-url", backend.url, "--code-from", "-", "--timeout", "3"]
     terminal = at_terminal(newest, *words)
     terminal.wait_for("Waiting for the code, 3 seconds left")
     terminal.wait_for("Waiting for the code, 1 seconds left")
     terminal.wait_for("No code came within 3 seconds")
-    shown = terminal.shown
+    shown = terminal.screen
     assert shown.index("Sign-in code sent") < shown.index("Waiting for the code")
-    before = terminal.shown[: terminal.shown.index("✗")]
+    before = terminal.screen[: terminal.screen.index("✗")]
     assert before.endswith("\r" + " " * 50 + "\r\x1b[31m")  # it has gone away
-    assert terminal.end()[0] == 3
+    assert terminal.end() == 3
 
 
 @pytest.mark.slow

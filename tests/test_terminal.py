@@ -11,7 +11,7 @@ import termios
 
 import pytest
 
-from conftest import Scripto, Terminal, http_reply, in_turn, wait_until
+from conftest import Terminal, http_reply, in_turn, wait_until
 
 KEY = "scripto_fromthetests"
 HOSTILE = {
@@ -41,23 +41,6 @@ def fake_user(text):
 
 def failure(**error):
     return http_reply({"success": False, "error": dict({"code": "odd"}, **error)}, 400)
-
-
-@pytest.fixture(autouse=True)
-def started(monkeypatch):
-    """A test that fails half-way leaves no process behind."""
-    processes, start = [], Scripto.start
-
-    def record(*args, **kwargs):
-        processes.append(start(*args, **kwargs))
-        return processes[-1]
-
-    monkeypatch.setattr(Scripto, "start", record)
-    yield
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture
