@@ -150,6 +150,17 @@ def test_a_silent_backend_is_broken_in_time(newest, raw_server):
     assert checks["backend"]["status"] == "error" and time.monotonic() - begin < 10
 
 
+@pytest.mark.parametrize("days, status", [(6, "warning"), (8, "ok")])
+def test_a_key_that_soon_ends_is_a_warning(newest, raw_server, days, status):
+    ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + days * 24 * 3600))
+    profile = {"apiKey": KEY, "email": "you@example.com", "expiresAt": ends,
+               "baseUrl": well(raw_server)}
+    newest.write_config({"profiles": {"you": profile}, "activeProfile": "you"})
+    key = examine(newest)["key"]
+    assert key["status"] == status and (status == "ok" or ends in key["message"])
+    assert status == "ok" or key["nextAction"].startswith("sign in again with: scripto auth login")
+
+
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\0", b"[]", b'{"profiles": 3}', b"[" * 99999])
 def test_a_broken_profile_file_is_told_and_left_alone(newest, content):
     newest.write_config(content)

@@ -292,6 +292,23 @@ def test_what_the_backend_says(newest, raw_server, row):
     check_failure(newest, COMMANDS[command], code, next_action, env=env)
 
 
+@pytest.mark.parametrize("status, header, retry_after", [
+    (429, "Retry-After: 7", 7), (503, "Retry-After: 0", 0), (401, "X-Other: 1", None),
+    (429, "Retry-After: Wed, 21 Oct 2026 07:28:00 GMT", None), (404, "Retry-After: -1", None),
+], ids=str)  # fmt: skip
+def test_an_error_says_the_http_status_and_when_to_retry(
+    newest, raw_server, status, header, retry_after
+):
+    url = raw_server(http_reply({"error": "No"}, status, header)).url
+    error = newest.run(*WHOAMI, "--api-url", url, "--json").error
+    assert (error["httpStatus"], error.get("retryAfter")) == (status, retry_after)
+
+
+def test_where_no_backend_answered_there_is_no_http_status(newest, nobody):
+    for words in ([*WHOAMI, "--api-url", nobody], ["whoami"], ["use", "nobody"]):
+        assert set(newest.run(*words, "--json").error) == {"code", "message", "nextAction"}
+
+
 @pytest.mark.slow
 def test_a_wrong_code_a_spent_code_and_no_code_at_all(newest, backend):
     """At the backend that the program brings along; it has to say them all alike."""
