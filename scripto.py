@@ -2840,12 +2840,12 @@ def noted(error, note):
     return error
 
 
-def too_many(what, whose, seconds):
-    """resource-exhausted. whose: for the log."""
+def too_many(what, seconds):
+    """resource-exhausted, for so many seconds."""
     wait = int(seconds) + 1
     error = ScriptoError("resource-exhausted", f"Too many {what}.", f"retry in {wait} seconds",
                          headers=[("Retry-After", str(wait))])
-    return noted(error, f"too many {what}: {whose}")
+    return noted(error, "too many " + what)
 
 
 def wrong_code(left, note):
@@ -2916,9 +2916,8 @@ class Store:
             # Whoever started with a new file would lock everybody out: no hint to pass another.
             raise failed(f"{self.path} is no database of this version of scripto.",
                          "keep it; update scripto, or use the version that made it")
-        if make:
-            os.chmod(self.path, 0o600)  # SQLite gives that to the files beside it, too
-            self.run("PRAGMA journal_mode = WAL")
+        os.chmod(self.path, 0o600)  # SQLite gives that to the files beside it, too
+        self.run("PRAGMA journal_mode = WAL")
         self.reader = self.connect(0)
         self.read("PRAGMA synchronous = NORMAL")
         self.secret = self.read("SELECT value FROM secret")[0][0]
@@ -2932,7 +2931,7 @@ class Store:
         return db
 
     def make_tables(self):
-        """Does nothing to a file that has some."""
+        """Nothing happens to a file that has some."""
         with self.transaction():
             if not self.run("SELECT 1 FROM sqlite_master"):
                 for statement in SCHEMA.split(";"):
@@ -2985,15 +2984,15 @@ class Store:
         return hmac.new(self.secret, f"{email}\0{code}".encode(), "sha256").digest()
 
     def events(self, kind, column, value):
-        """(time, address) of each of a day, the oldest first."""
+        """(time, address) of each within a day, the oldest first."""
         sql = (f"SELECT at, address FROM events WHERE {column} = ? AND kind = ?"
                " AND at BETWEEN ? AND ? ORDER BY at")
         return self.run(sql, value, kind, *window(DAY)) if value else []
 
     def check_limits(self, kind, email, address):
         """Raises resource-exhausted if a limit is reached. An email "" or an address "" has none."""
-        events = {whose: self.events(kind, whose, value)
-                  for whose, value in [("email", email), ("address", address)]}
+        events = {"email": self.events(kind, "email", email),
+                  "address": self.events(kind, "address", address)}
         events["email from an address"] = [
             event for event in events["email"] if event["address"] == address]
         waits = [(events[whose][-most]["at"] + seconds - time.time(), whose)
@@ -3001,8 +3000,7 @@ class Store:
         wait, whose = max(waits, default=(0, ""))
         if wait > 0:
             what = "wrong codes" if kind == "wrong" else "code requests"
-            name = address if whose == "address" else self.code_hash(email, "").hex()[:12]
-            raise too_many(f"{what} for this {whose.split()[0]}", name, wait)
+            raise too_many(f"{what} for this {whose.split()[0]}", wait)
 
     def add_event(self, kind, email, address, code_hash=None, ticket=None):
         """Returns its number. Some old events go: all of them might be millions."""
@@ -3029,9 +3027,9 @@ class Store:
                 self.run("DELETE FROM events WHERE id = ?", number)
 
     def redeem(self, email, address, code, ticket, key):
-        """Makes a key, (its name, the seconds that it lasts or None for good), if the code is good.
-        Returns what its owner gets: the key itself leaves only here. Raises invalid-argument, but
-        after the transaction, which would undo the count of the wrong code."""
+        """Makes a key if the code is good, and returns what its owner gets: the key itself leaves
+        only here. key: (name, how many seconds it lasts, None for good). Raises invalid-argument,
+        but after the transaction, which would undo the count of the wrong code."""
         import hmac  # lazy
 
         entered, ticket = self.code_hash(email, code), hash_of(ticket)
@@ -3232,7 +3230,7 @@ class Backend:
             if len(self.recent) > 9999:
                 del self.recent[next(iter(self.recent))]
             if len(times) >= self.rate_limit:
-                raise too_many("requests from this address", client, times[0] + 60 - now)
+                raise too_many("requests from this address", times[0] + 60 - now)
             times.append(now)
 
     def admit(self, request, command):
@@ -3315,8 +3313,7 @@ def seconds_of(backend, fields):
     seconds, most = fields.get("expiresIn"), backend.key_seconds
     if seconds is None:
         return most
-    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    if not number or not 1 <= seconds <= KEY_DAYS * DAY:
+    if not isinstance(seconds, float) or not 1 <= seconds <= KEY_DAYS * DAY:  # see parse_json()
         raise invalid(f"expiresIn is no number of seconds up to {KEY_DAYS} days.",
                       "pass another --expires-in")
     return min(seconds, most or seconds)
