@@ -3747,8 +3747,9 @@ def on_signals(handler):
     """Sets it for all that end a program, but for those that are ignored, as under nohup(1)."""
     import signal  # lazy
 
-    for number in filter(None, (getattr(signal, name, None) for name in ENDINGS)):
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    for name in ENDINGS:
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 
@@ -3791,9 +3792,9 @@ def serving(ctx, args):
 
     server = server_for(ctx, args)
     backend = server.backend
+    backend.log.thread.start()
+    server.thread.start()
     try:
-        backend.log.thread.start()
-        server.thread.start()
         yield server
     finally:
         if ctx.alone:
