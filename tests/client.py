@@ -10,6 +10,44 @@ import stat
 from conftest import http_reply
 
 EMAIL = "you@example.com"
+LOGIN = ["auth", "login", "--email", EMAIL]
+
+
+def go_on(*flags, email=EMAIL):
+    """The two-step form that the program names."""
+    return " ".join(["scripto auth login-complete --email", email, "--code <6-digit-code>", *flags])
+
+
+def login(scripto, backend, source, *flags, **run):
+    words = [*LOGIN, "--code-from=" + source, "--api-url", backend.url, *flags]
+    return scripto.run(*words, "--json", **run)
+
+
+def start_login(scripto, backend, source, *flags, **popen):
+    words = [*LOGIN, "--code-from=" + source, "--api-url", backend.url, *flags]
+    return scripto.start(*words, "--json", **popen)
+
+
+def ended(process, input=None, timeout=60):
+    """(exit status, envelope, standard error)."""
+    out, err = process.communicate(input, timeout)
+    assert b"Traceback" not in err, err
+    return process.returncode, json.loads(out.decode() or "null"), err.decode()
+
+
+def requests_to(backend, path):
+    return backend.log().count("POST " + path)
+
+
+def nothing_sent(backend):
+    return requests_to(backend, "/api/cli/login-request") == 0
+
+
+def signed_in(data, backend):
+    assert data["email"] == EMAIL and data["active"] is True and data["baseUrl"] == backend.url
+    assert data["apiKey"].startswith("scripto_") and "\u2022" in data["apiKey"]
+    return True
+
 KEY = "scripto_" + "K3y" * 12
 PRODUCTION = "https://scripto.codika.io"
 
