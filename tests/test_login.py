@@ -12,7 +12,7 @@ import pytest
 
 from client import (  # fmt: skip
     EMAIL, LOGIN, ended, go_on, login, nothing_sent, requests_to, signed_in, start_login)
-from conftest import Scripto, Terminal, http_reply, wait_until, wrong_code
+from conftest import PYTHONS, Scripto, Terminal, http_reply, wait_until, wrong_code
 
 NEXT_CODE = "request a new code with: scripto auth login-request"
 
@@ -191,12 +191,12 @@ def test_the_next_code_of_a_mail_is_tried_when_one_was_wrong(scripto, backend, t
 
 
 @pytest.mark.slow
-def test_twenty_at_once_for_one_email(edge, backend, tmp_path):
+def test_twenty_at_once_for_one_email(backend, tmp_path):
     """Each ends signed in or with a clear error."""
-    machines = [Scripto(edge, tmp_path / str(n)) for n in range(20)]
+    machines = [Scripto(PYTHONS[-1], tmp_path / str(n)) for n in range(20)]
     source = "maildir:%s" % backend.maildir
     (backend.maildir / "new").mkdir(parents=True, exist_ok=True)
-    running = [start_login(each, backend, source, "--timeout", "6") for each in machines]
+    running = [start_login(each, backend, source, "--timeout", "4") for each in machines]
     results = [ended(process) for process in running]
     codes = [envelope["error"]["code"] for status, envelope, _ in results if status]
     assert set(codes) <= {"resource-exhausted", "deadline-exceeded", "invalid-argument"}
@@ -206,12 +206,12 @@ def test_twenty_at_once_for_one_email(edge, backend, tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_at_once_for_ten_emails(edge, backend, tmp_path):
+def test_ten_at_once_for_ten_emails(backend, tmp_path):
     """In one mailbox: each gets a code of its own."""
     (backend.maildir / "new").mkdir(parents=True, exist_ok=True)
     running = []
     for n in range(10):
-        machine = Scripto(edge, tmp_path / str(n))
+        machine = Scripto(PYTHONS[-1], tmp_path / str(n))
         words = ["auth", "login", "--email", "n%d@example.com" % n, "--api-url", backend.url,
                  "--code-from", "maildir:%s" % backend.maildir, "--json"]
         running.append(machine.start(*words))
@@ -538,9 +538,10 @@ def test_an_mbox_that_comes_with_the_first_mail(scripto, backend, tmp_path):
     assert ended(process)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_line_from_a_body_begins_no_mail(newest, backend, tmp_path):
     """In an mbox, of a mail to somebody else: a line that begins so, without an empty one before."""
-    process = start_login(newest, backend, "mbox:%s" % (tmp_path / "mbox"), "--timeout", "4")
+    process = start_login(newest, backend, "mbox:%s" % (tmp_path / "mbox"), "--timeout", "2")
     wait_until(backend.mails)
     text = "From a@b\nTo: x@x.example\n\nLook:\nFrom here on\nTo: %s\n\nYour code: 111111\n"
     (tmp_path / "mbox").write_text(text % EMAIL)
@@ -597,10 +598,10 @@ COMMANDS = {
 def test_a_command_that(kind, newest, backend):
     command, seen = COMMANDS[kind]
     began = time.monotonic()
-    run = login(newest, backend, "cmd:" + command, "--timeout", "2")
+    run = login(newest, backend, "cmd:" + command, "--timeout", "1")
     assert time.monotonic() - began < 20
     assert (run.error["code"], run.status) == ("deadline-exceeded", 3)
-    assert "within 2 seconds" in run.error["message"] and seen in run.error["message"]
+    assert "within 1 second" in run.error["message"] and seen in run.error["message"]
     assert "hush" not in run.out + run.err
 
 
