@@ -381,7 +381,7 @@ def show(ctx, data, lines, error=None):
     except BrokenPipeError:  # nobody reads on, which is status_of()'s business
         raise
     except OSError as error:
-        problem = f"The answer cannot be written: {error}."
+        problem = f"The answer cannot be written: {error.strerror}."
         raise failed(problem, "look at where standard output goes") from error
 
 
@@ -2303,7 +2303,7 @@ def cmd_run(ctx, args):
         os.umask(ctx.umask)
         os.execvpe(args.command[0], args.command, env)
     except OSError as error:
-        raise not_run(args.command, error) from error
+        raise not_run(args.command, error.strerror) from error
 
 
 def read_body(text):
@@ -2315,7 +2315,7 @@ def read_body(text):
                 content = file.read()
         except OSError as error:
             hint = "pass another file with -d"
-            raise invalid(f"The body cannot be read: {error}.", hint) from error
+            raise invalid(f"The body cannot be read: {error.strerror}.", hint) from error
     if parse_json(content) is None:
         raise invalid("What -d gives is not JSON.", "pass JSON, @FILE, or - for standard input")
     return content
@@ -4204,7 +4204,7 @@ def followers(ctx, before, word):
     return found
 
 
-def complete(ctx, shell, *words):
+def complete(ctx, shell="bash", *words):
     """What a shell gets that calls back: a reply, or exit status 1. The last word is begun only."""
     *before, word = words or [""]
     before = [each for each in before if each not in ("=", "help", "--json")]
@@ -4449,7 +4449,10 @@ def parse(ctx, name, words, behind):
         raise invalid("The code is in two words.", hint)
     if extra:
         known = {word: word for word in (*takes, "--json", "--help") if re.match("--.", word)}
-        raise unknown("argument", extra[0], known, f"see: {parser.prog} --help")
+        hint = f"see: {parser.prog} --help"
+        if "--" in takes and extra[0][:1] != "-":
+            hint = f"put a command behind two dashes: {parser.prog} -- COMMAND"
+        raise unknown("argument", extra[0], known, hint)
     check_values(parser, args, takes, behind)
     return args
 
@@ -4477,7 +4480,7 @@ def run(ctx, words):
     if "--version" in words:
         return {"version": __version__}, ["scripto " + __version__]
     if asked != words or words[:1] in ([], ["help"]) or words[0] in GROUPS and not words[1:]:
-        return help_for(asked[asked[:1] == ["help"] :])
+        return help_for([word for word in asked if word != "help"])
     name, rest = find_command(words)
     args = parse(ctx, name, rest, behind)
     if behind:

@@ -192,6 +192,10 @@ def test_the_nearest_name_is_suggested(newest, typed, meant):
     assert result.error["nextAction"].endswith(": " + meant) and result.status == 2
 
 
+def test_a_command_belongs_behind_two_dashes(newest):
+    assert "scripto run -- COMMAND" in newest.run("run", "ls", "--json").error["nextAction"]
+
+
 def test_a_code_in_two_words_is_to_be_quoted(newest):
     words = ["auth", "login-complete", "--email", EMAIL, "--code", "123", "456", "--json"]
     assert "--code '<6-digit-code>'" in newest.run(*words).error["nextAction"]
