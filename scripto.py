@@ -3684,7 +3684,6 @@ class Server:
         except (socket.timeout, BlockingIOError, ConnectionError):  # the last: it has gone again
             return
         except (OSError, MemoryError):  # most likely no descriptor is left
-            self.make_room()
             return self.ran_out()
         self.start(Connection(self, plain, address[0]))
 
@@ -3696,16 +3695,10 @@ class Server:
             try:
                 if len(self.open) <= self.most:
                     return connection.thread.start()
+                self.make_room()
             except (RuntimeError, MemoryError):  # no thread is left
                 self.ran_out()
-            self.make_room()
         connection.socket.close()
-
-    def ran_out(self):
-        """This machine has fewer threads or descriptors than CONNECTIONS: leaves some for mails. The
-        pause is for threads that were cut to end."""
-        self.most = max(len(self.open) - SPARE, SPARE)
-        time.sleep(0.05)
 
     def make_room(self):
         """The client with the most connections loses one: that with the earliest deadline, of those
@@ -3720,6 +3713,13 @@ class Server:
         for connection in connections:
             self.open.discard(connection)
             connection.shut("SHUT_RDWR")
+
+    def ran_out(self):
+        """This machine has fewer threads or descriptors than CONNECTIONS: leaves some for mails. The
+        pause is for threads that were cut to end."""
+        self.most = max(len(self.open) - SPARE, SPARE)
+        self.make_room()
+        time.sleep(0.05)
 
     def finish(self):
         """Answers what has arrived: for a second the threads read what is there, then the idle are
