@@ -2926,7 +2926,8 @@ class Store:
         """seconds: how long it waits for another program that writes."""
         import sqlite3  # lazy
 
-        db = sqlite3.connect(self.path, seconds, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(self.path, timeout=seconds, isolation_level=None,
+                             check_same_thread=False)
         db.row_factory = sqlite3.Row
         return db
 
