@@ -627,47 +627,29 @@ def patiently(kinds, seconds, work, *values):
         time.sleep(0.02)
 
 
-HELD = (BlockingIOError, PermissionError)
-
-
-def take_lock(descriptor):
-    """Raises one of HELD while another has it, ImportError or an OSError where there are none."""
+def lock(descriptor):
+    """Waits until this process has the lock of that file, which dies with it. False where the file
+    system has no locks. Raises TimeoutError."""
     try:
-        import fcntl  # lazy; not on Windows
-    except ImportError:
+        import fcntl  # lazy
+
+        held, work = BlockingIOError, (fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # on Windows, where no other failure is known
         import msvcrt
 
-        try:
-            return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError as error:  # it has but one reason, and by some runtimes a wrong number
-            raise PermissionError(errno.EACCES, error.strerror) from error
-    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def wait_for_lock(descriptor):
-    """True with the lock, False where the file system has none. Raises TimeoutError."""
+        held, work = OSError, (msvcrt.locking, descriptor, msvcrt.LK_NBLCK, 1)
     try:
-        patiently(HELD, LOCK_SECONDS, take_lock, descriptor)
-        return True
-    except HELD as error:
+        patiently(held, LOCK_SECONDS, *work)
+    except held as error:
         raise TimeoutError(errno.ETIMEDOUT, "another program is writing it") from error
-    except (OSError, ImportError):
+    except OSError:
         return False
+    return True
 
 
 def remove(path):
     with contextlib.suppress(OSError):  # it is gone, or a folder, or not ours
         os.unlink(path)
-
-
-def write_through(descriptor, content, spare):
-    """Flushes the content to the disk. For a moment it is so many bytes longer, which shows that
-    there is room for them."""
-    with open(descriptor, "wb") as file:
-        file.write(content + b" " * spare)
-        file.flush()
-        os.fsync(descriptor)
-        file.truncate(len(content))
 
 
 def user_id():
@@ -695,18 +677,15 @@ def make_folders(folder):
 
 
 def refuse_links(path):
-    """Raises failed-precondition for root, where somebody else can have put a link on that path,
-    which could lead what root writes anywhere. Raises OSError."""
-    names, foreign = os.path.normpath(path).split(os.sep), False
-    for count in range(2, len(names) + 1 if user_id() == 0 else 0):
-        step = os.sep.join(names[:count])
-        if not os.path.lexists(step):
-            return
-        status = os.lstat(step)
-        foreign = foreign or status.st_uid != 0
-        if foreign and stat.S_ISLNK(status.st_mode):
-            hint = "run this as the owner of that folder, or put what it leads to in its place"
-            raise failed(f"{step} is a link in somebody else's folder: root follows none.", hint)
+    """Raises failed-precondition for root, where a link is on that path, and it or a folder above
+    it is somebody else's: such a link could lead what root writes anywhere."""
+    step, linked = os.path.normpath(path), False
+    while user_id() == 0 and step != os.path.dirname(step):
+        linked = linked or os.path.islink(step)
+        if linked and os.lstat(step).st_uid:
+            hint = "run this as the owner of that folder, or put what the link leads to in its place"
+            raise failed(f"Root follows no link in somebody else's folder: {path}.", hint)
+        step = os.path.dirname(step)
 
 
 class ProfileFile:
@@ -715,9 +694,10 @@ class ProfileFile:
     def __init__(self, ctx):
         otherwise = "SCRIPTO_API_KEY, which needs no file"
         self.ctx = ctx
-        self.home = xdg_folder(ctx, "XDG_CONFIG_HOME", ".config", otherwise)
-        self.folder = os.path.join(self.home, "scripto")
+        home = xdg_folder(ctx, "XDG_CONFIG_HOME", ".config", otherwise)
+        self.folder = os.path.join(home, "scripto")
         self.shown = os.path.join(self.folder, "config.json")
+        refuse_links(self.shown)
         self.path = os.path.realpath(self.shown)  # a link stays: its target is replaced
 
     def trouble(self, what, hint=None):
@@ -727,7 +707,6 @@ class ProfileFile:
 
     def content(self):
         """The file's bytes, b"{}" without a file. Raises OSError."""
-        refuse_links(self.shown)
         try:
             flags = os.O_RDONLY | NONBLOCK
             descriptor = patiently(BUSY, BUSY_SECONDS, os.open, self.path, flags)
@@ -764,41 +743,31 @@ class ProfileFile:
             raise self.trouble("is too large, or not JSON that holds profiles")
         return state
 
-    def prepare(self):
-        """Makes the folder, if there is a home for it, and sees that it is private. Raises
-        OSError."""
-        home, folder = os.path.dirname(self.home), os.path.dirname(self.path)
-        if self.home != self.ctx.env.get("XDG_CONFIG_HOME") and not os.path.isdir(home):
-            raise OSError(errno.ENOENT, "there is no folder " + home)
-        for path in (self.shown, self.path + ".lock"):
-            refuse_links(path)
+    def open_lock(self):
+        """The lock file, in the folder that is made for it. Raises OSError."""
+        folder, path = os.path.dirname(self.path), self.path + ".lock"
+        refuse_links(path)
         make_folders(folder)
+        # What a link leads to may be for others, too.
         if folder == self.folder and os.stat(folder).st_mode & 0o077:
-            try:
-                os.chmod(folder, 0o700)  # ours by its name; what a link leads to is not
-            except OSError:
-                warn(self.ctx, "others have access to the folder " + folder)
-
-    @context_manager
-    def locked(self):
-        """Holds the lock, which dies with its holder, and yields the path for the new content.
-        Where there are no locks that path is this writer's alone. Raises OSError."""
-        path = self.path + ".lock"
-        descriptor = patiently(BUSY, BUSY_SECONDS, os.open, path, os.O_RDWR | os.O_CREAT, 0o600)
+            with contextlib.suppress(OSError):  # it is somebody else's
+                os.chmod(folder, 0o700)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         give(path)
-        try:
-            own = "" if wait_for_lock(descriptor) else "." + os.urandom(4).hex()
-            yield f"{self.path}{own}.tmp"
-        finally:
-            os.close(descriptor)
+        return open(descriptor, "rb", 0)
 
     def replace(self, beside, content, spare):
-        """Writes the content to the path `beside` and renames that. Raises OSError."""
+        """Writes the content to the path `beside`, through to the disk, and renames that. For a
+        moment it is so many bytes longer, which shows that there is room. Raises OSError."""
         remove(beside)  # a writer that died left it
         try:
             descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             give(beside)
-            write_through(descriptor, content, spare)
+            with open(descriptor, "wb") as file:
+                file.write(content + b" " * spare)
+                file.flush()
+                os.fsync(descriptor)
+                file.truncate(len(content))
             patiently(BUSY, BUSY_SECONDS, os.replace, beside, self.path)
         except OSError:
             remove(beside)
@@ -810,18 +779,18 @@ class ProfileFile:
 
     def change(self, work, *values, spare=0):
         """Replaces the file after work(state, *values) under the lock, and returns what that
-        returns. If it raises, nothing changes."""
+        returns. If it raises, nothing changes. A disk needs room for `spare` more bytes."""
         import json  # lazy
 
         try:
-            self.prepare()
-            with self.locked() as beside:
+            with self.open_lock() as file:
+                own = "" if lock(file.fileno()) else "." + os.urandom(4).hex()
                 state = self.read()
                 result = work(state, *values)
                 content = (json.dumps(state, indent=2, allow_nan=False) + "\n").encode("ascii")
                 if len(content) > PROFILE_BYTES:
                     raise ValueError
-                self.replace(beside, content, spare)
+                self.replace(f"{self.path}{own}.tmp", content, spare)
             return result
         except (RecursionError, ValueError):
             raise self.trouble("is too large or nested too deeply, or has a number that is none")
@@ -830,11 +799,6 @@ class ProfileFile:
             if error.errno == errno.EBUSY:  # a single file that is mounted into a container
                 hint = "mount its folder instead of the file, or use SCRIPTO_API_KEY"
             raise self.trouble("cannot be written: " + error.strerror, hint) from error
-
-    def rehearse(self, check, *values):
-        """Writes the file as it is, where there is room for more: what can fail fails here. So does
-        check(state, *values)."""
-        self.change(check, *values, spare=4096)
 
 
 IDENTITY = ("apiKey", "email", "userId", "keyId", "expiresAt")
@@ -854,11 +818,6 @@ def url_of(profile):
     return PRODUCTION_URL if url is None else str(url)
 
 
-def profile_name_for(email):
-    local = re.sub("[^a-z0-9._-]+", "-", email.partition("@")[0].lower())
-    return local[:60].strip("-") or "default"
-
-
 def name_for(state, named, identity, base_url):
     """The name of that identity's profile. The identity is the same where the email is (or the key,
     if no email is known) and the backend. A name given by hand that is another identity's is
@@ -868,21 +827,16 @@ def name_for(state, named, identity, base_url):
     own = [name for name, profile in profiles.items()
            if text_of(profile, known).lower() == identity[known].lower()
            and url_of(profile).rstrip("/") == base_url]
-    if named is not None and named in profiles and named not in own:
+    if named in profiles and named not in own:
         problem = f"The profile '{named}' is another identity's, of {url_of(profiles[named])}."
         hint = f"remove it with: scripto logout {named}, or sign in with another --profile-name"
         raise failed(problem, hint)
-    if named is not None:
-        return named
-    first = profile_name_for(identity.get("email", ""))
-    for name in [first, state.get("activeProfile"), *own]:
-        if name in own:
-            return name
-    number, name = 1, first
-    while name in profiles:
-        number += 1
-        name = f"{first[:60]}-{number}"
-    return name
+    local = identity.get("email", "").partition("@")[0].lower()
+    first = re.sub("[^a-z0-9._-]+", "-", local)[:60].strip("-") or "default"
+    if named is not None or own:
+        return named or (first if first in own else own[0])
+    numbered = (f"{first}-{number}" for number in range(2, len(profiles) + 2))
+    return next(name for name in (first, *numbered) if name not in profiles)
 
 
 def store_profile(state, name, identity, base_url):
@@ -1895,7 +1849,8 @@ def prepare(ctx, args, command):
         check_number(args.expires_in, "--expires-in", 3650, 1)
     named = name_by_hand(ctx, args)
     target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
-    file.rehearse(name_for, named, {"email": args.email}, target.base_url)
+    # The file is written as it is, where there is room for more: what can fail fails here.
+    file.change(name_for, named, {"email": args.email}, target.base_url, spare=4096)
     return target, file
 
 
