@@ -234,6 +234,7 @@ def test_a_mailbox_with_a_wrong_code_is_read_on(newest, backend, tmp_path):
     assert status == 0 and "2 tries are left" in err
 
 
+@pytest.mark.slow
 def test_a_code_that_was_refused_is_told_at_the_end(newest, backend, tmp_path):
     maildir = new_maildir(tmp_path / "own")
     process = start_login(newest, backend, "maildir:%s" % maildir, "--timeout", "3")
@@ -245,6 +246,7 @@ def test_a_code_that_was_refused_is_told_at_the_end(newest, backend, tmp_path):
     assert envelope["error"]["nextAction"] == go_on("--api-url", backend.url)
 
 
+@pytest.mark.slow
 def test_a_command_that_prints_only_what_was_refused_ends_at_once(newest, backend):
     command = "cmd:sed -n 's/^Subject: \\([0-9]*\\) .*/\\1/p' %s/new/* | tr 0-9 1-90" % backend.maildir
     began = time.monotonic()
@@ -270,6 +272,7 @@ def test_standard_input_that_ends_without_a_code(newest, backend):
     assert (status, envelope["error"]["nextAction"]) == (2, go_on("--api-url", backend.url))
 
 
+@pytest.mark.slow
 def test_three_are_tried_whatever_comes(newest, backend, tmp_path):
     """A backend grants no more; the most likely ones first, of all mails."""
     maildir = new_maildir(tmp_path / "own")

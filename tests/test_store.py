@@ -134,12 +134,13 @@ def test_a_folder_for_the_database_is_made(scripto, tmp_path):
     assert [mode(each) for each in (path.parent, path.parent.parent)] == ["0o700"] * 2
 
 
-def test_a_start_that_another_program_locks_out_says_so(backend, scripto):
+def test_a_start_that_another_program_locks_out_says_so(backend, scripto, changed):
     backend.stop()
+    impatient = changed(WRITE_SECONDS=0.2)
     with contextlib.closing(sqlite3.connect(str(backend.db), isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         words = ["serve", "--port", "0", "--db", str(backend.db), "--json"]
-        error = scripto.run(*words).error
+        error = scripto.run(*words, program=impatient).error
     assert error["code"] == "failed-precondition" and "locked" in error["message"]
     assert "another program" in error["nextAction"]
 
@@ -363,7 +364,7 @@ def test_a_database_that_cannot_be_used_is_kept(backend, scripto, spoil, told):
 
 
 @pytest.mark.slow
-def test_it_serves_under_pypy_too(start_backend, scripto):
+def test_it_serves_under_pypy_too(start_backend, newest):
     """Where a statement that is not read to its end stays open."""
     python = shutil.which("pypy3")
     if not python:
@@ -374,7 +375,7 @@ def test_it_serves_under_pypy_too(start_backend, scripto):
     data = backend.mint(YOU)
     assert get(backend, "/api/keys/" + data["keyId"], data["apiKey"], "DELETE").status == 200
     assert get(backend, "/healthz").status == get(backend, "/scripto.py").status == 200
-    scripto.python = python
-    assert scripto.run("users", "--db", str(backend.db), "--json").data["users"][0]["keys"] == 1
+    newest.python = python
+    assert newest.run("users", "--db", str(backend.db), "--json").data["users"][0]["keys"] == 1
     assert scripto.run("users", "remove", YOU, "--yes", "--db", str(backend.db)).status == 0
     assert backend.stop() == 0
