@@ -2859,7 +2859,7 @@ class Store:
         if make:
             make_folders(os.path.dirname(self.path))
         elif missing:
-            raise FileNotFoundError("there is no such file")
+            raise OSError("there is no such file")
         self.db = self.connect(WRITE_SECONDS)
         if missing:
             give(self.path)
@@ -2876,6 +2876,7 @@ class Store:
         self.reader = self.connect(0)
         self.read("PRAGMA synchronous = NORMAL")
         self.secret = self.read("SELECT value FROM secret")[0][0]
+        self.check()
 
     def connect(self, seconds):
         """seconds: how long it waits for another program that writes."""
@@ -3167,14 +3168,14 @@ class Backend:
         days = args.key_days and check_number(args.key_days, "--key-days", KEY_DAYS, 1)
         self.key_seconds = days * DAY if days else None  # that a key lasts at most
         self.rules = {check_rule(rule.lower()) for rule in args.allow or ()}
-        self.public_url, self.sender = args.public_url, args.mail_from or "scripto@localhost"
+        self.public_url, domain = args.public_url, "localhost"
         if args.public_url:
             self.public_url = check_base_url(ctx, args.public_url, "--public-url")
-            domain = origin_of(self.public_url)[1]
-            if not args.mail_from and is_email("x@" + domain):
-                self.sender = "scripto@" + domain
+            host = origin_of(self.public_url)[1]
+            domain = host if is_email("x@" + host) else domain
+        self.sender = args.mail_from or "scripto@" + domain
         if not is_email(self.sender):
-            raise misfit(self.sender, "an email address", "pass another --mail-from")
+            raise misfit(self.sender, "an email address", "pass --mail-from <your-email>")
         self.deliver = delivery_for(ctx, args.mail or "console", self.host, self.sender)
 
     def count(self, client):
