@@ -377,5 +377,5 @@ def test_it_serves_under_pypy_too(start_backend, newest):
     assert get(backend, "/healthz").status == get(backend, "/scripto.py").status == 200
     newest.python = python
     assert newest.run("users", "--db", str(backend.db), "--json").data["users"][0]["keys"] == 1
-    assert scripto.run("users", "remove", YOU, "--yes", "--db", str(backend.db)).status == 0
+    assert newest.run("users", "remove", YOU, "--yes", "--db", str(backend.db)).status == 0
     assert backend.stop() == 0
