@@ -124,6 +124,13 @@ def test_a_connection_serves_many_requests(shared):
     connection.close()
 
 
+def test_a_target_may_be_a_whole_url(shared):
+    """RFC 9112, 3.2.2."""
+    for target in (b"http://x/healthz?a", b"HTTPS://x:1/healthz"):
+        answered = raw(shared, b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+        assert statuses(answered) == [200]
+
+
 def test_pipelined_requests_are_answered_in_order(shared):
     paths = (b"/healthz", b"/no", b"/healthz")
     lines = b"".join(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path for path in paths)
@@ -708,13 +715,14 @@ def test_a_terminal_that_nobody_reads_stops_nothing(scripto, tmp_path):
 
 @pytest.mark.slow
 def test_what_waits_for_the_log_at_the_end_is_written(scripto, tmp_path):
-    """If somebody takes it; here from the moment when the signal has gone out."""
+    """If somebody takes it; here from the moment when there is nothing else left to do."""
     process = scripto.start("serve", "--port", "0", "--db", str(tmp_path / "db"))
     if hasattr(fcntl, "F_SETPIPE_SZ"):
         fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
     port = int(process.stdout.readline().decode().rpartition(":")[2])
     assert statuses(raw(type("Site", (), {"port": port}), HEALTHZ * 500)) == [200] * 500
     process.send_signal(signal.SIGTERM)
+    wait_until(lambda: not can_connect(port), what="a closed door")
     _, err = process.communicate(timeout=20)
     assert err.count(b"/healthz 200") == 500 and process.returncode == 0
 
