@@ -1060,19 +1060,18 @@ def within(seconds, work, *values, meanwhile=None):
 
 
 def body_of(reply, most):
-    """The body. Of one with more than `most` bytes it is the start, which has more bytes, too. It
-    is read in pieces: one read() would ask for as much memory as the peer says that it needs."""
+    """The body, in pieces: one read() would ask for as much memory as the peer says it needs. Of a
+    body with more than `most` bytes it is a start that has more bytes, too."""
     import http.client  # lazy
 
-    body, left = bytearray(), reply.length  # None: it comes in chunks, or until the connection ends
-    while left != 0 and len(body) <= most:
-        part = reply.read1(min(left or PIECE_BYTES, PIECE_BYTES))
-        if not part and left:
-            raise http.client.IncompleteRead(body, left)
+    body, read = bytearray(), reply.read1 if reply.chunked else reply.read
+    while len(body) <= most:
+        part = read(PIECE_BYTES)
+        if not part and reply.length:
+            raise http.client.IncompleteRead(body, reply.length)
         if not part:
             break
         body += part
-        left = left and left - len(part)
     return bytes(body)
 
 
@@ -1100,16 +1099,14 @@ def exchange(method, url, headers, body, seconds, most):
 
 def trouble_with(url, seconds, error):
     """The error for what the network, or whoever is there, did to a request."""
-    import http.client  # lazy
-    import socket
+    import socket  # lazy
 
     reason = getattr(error, "reason", None)  # urllib wraps what happens before the reply
     error = reason if isinstance(reason, Exception) else error
-    ssl = sys.modules.get("ssl")
     where = "%s:%d" % origin_of(url)[1:] + " (through a proxy)" * bool(proxy_for(url))
     why = getattr(error, "strerror", None) or error
     hint = "check that it runs there, the network, any proxy and the base URL (--api-url)"
-    if ssl and isinstance(error, (ssl.SSLError, ssl.CertificateError)):
+    if "ssl" in type(error).__module__:  # some Pythons have no ssl to ask
         text = f"TLS with {where} failed: {why}."
         hint = "check the URL; install ca-certificates, or set SSL_CERT_FILE to who signed theirs"
     elif isinstance(error, socket.timeout):
@@ -1117,10 +1114,8 @@ def trouble_with(url, seconds, error):
         hint = f"try again, or allow more time: SCRIPTO_TIMEOUT={seconds * 2:g}"
     elif isinstance(error, (OSError, UnicodeError)):
         text = f"{where} cannot be reached: {why}."
-    elif isinstance(error, http.client.IncompleteRead):
-        return bad_reply(url, "broke off its reply")
     else:
-        return bad_reply(url, "sent what is not HTTP")
+        return bad_reply(url, "broke off its reply, or sent what is not HTTP")
     return ScriptoError("network-error", text, hint)
 
 
@@ -1145,8 +1140,8 @@ def send(ctx, target, request, most=REPLY_BYTES):
 
 
 def number(text):
-    """A number in JSON from outside. It becomes a float, since a huge integer would cost seconds.
-    One that is too large for a float is None, as JSON has no word for infinity."""
+    """A JSON number from outside, as a float, since a huge integer would cost seconds. None for one
+    that is too large: JSON has no word for infinity."""
     value = float(text)
     return value if abs(value) < float("inf") else None
 
@@ -1157,62 +1152,53 @@ def parse_json(content):
 
     try:
         value = json.loads(content.decode("utf-8"), parse_int=number, parse_float=number,
-                           parse_constant=int)
+                           parse_constant=int)  # int() refuses the word
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else {}
 
 
-def next_for_key(source):
-    """What to do about a key that was refused."""
-    instead = {"SCRIPTO_API_KEY": "fix or unset SCRIPTO_API_KEY, or ",
-               "--api-key": "pass another --api-key, or "}
-    return instead.get(source, "") + NEXT_SIGN_IN
-
-
-def retry_after(headers):
-    """The seconds to wait; None if the header is not there, or is a date (RFC 9110, 10.2.3)."""
-    text = headers.get("Retry-After") or ""
-    return int(text) if re.match(r"[0-9]{1,9}\Z", text) else None
-
-
 def backend_error(ctx, target, reply, hint=None):
-    """The backend's error word for word. What it leaves out follows from the status. reply is
-    (status, headers, the body's object). The hint is for an invalid-argument without one."""
-    status, headers, value = reply
-    by_status = {401: "unauthenticated", 403: "permission-denied", 404: "not-found",
-                 429: "resource-exhausted"}
-    other = "invalid-response" if status < 400 else "invalid-argument"  # redirects, for one
+    """The error that send() got as a reply, word for word. What it leaves out follows from the
+    status. The hint is for a 400 without one."""
+    status, _, headers, body = reply
+    value = parse_json(body) or {}
     said = value["error"] if isinstance(value.get("error"), dict) else {}
-    code = by_status.get(status, "internal" if status >= 500 else other)
+    usual = {  # by the status, or by its first digit
+        401: ("unauthenticated", NEXT_SIGN_IN), 403: ("permission-denied", None),
+        404: ("not-found", None), 429: ("resource-exhausted", NEXT_RETRY),
+        4: ("invalid-argument", hint), 5: ("internal", NEXT_RETRY),
+    }
+    code, next_action = (usual.get(status) or usual.get(status // 100)
+                         or ("invalid-response", NEXT_BACKEND))  # a redirect, for one
     code = masked(text_of(said, "code")) or code
-    refusal = "The backend refused the key." if code == "unauthenticated" else ""
-    message = text_of(said, "message") or text_of(value, "message") or refusal
-    message = message or f"The backend answered HTTP {status}."
-    usual = {"unauthenticated": next_for_key(target.key_source), "internal": NEXT_RETRY,
-             "resource-exhausted": NEXT_RETRY, "invalid-argument": hint,
-             "invalid-response": NEXT_BACKEND}
-    next_action = masked(text_of(said, "nextAction"))
-    if not next_action or (code, next_action) == ("unauthenticated", NEXT_SIGN_IN):
-        next_action = usual.get(code) or next_action or NEXT_DOCTOR + ctx.then("doctor")
-    error = ScriptoError(code, message, next_action, status)
-    error.answered, error.retry_after = status, retry_after(headers)
+    plain = "refused the key." if status == 401 else f"answered HTTP {status}."
+    message = text_of(said, "message") or "The backend " + plain
+    next_action = masked(text_of(said, "nextAction")) or next_action
+    if (status, next_action) == (401, NEXT_SIGN_IN):
+        instead = {"SCRIPTO_API_KEY": "fix or unset SCRIPTO_API_KEY, or ",
+                   "--api-key": "pass another --api-key, or "}
+        next_action = instead.get(target.key_source, "") + NEXT_SIGN_IN
+    error = ScriptoError(code, message, next_action or NEXT_DOCTOR + ctx.then("doctor"), status)
+    error.answered, wait = status, headers.get("Retry-After") or ""
+    if re.match(r"[0-9]{1,9}\Z", wait):  # it may be a date, too (RFC 9110, 10.2.3)
+        error.retry_after = int(wait)
     return error
 
 
 def call(ctx, target, method, path, part, body=None, hint=None):
-    """Returns that part of a success, which has to be an object. The hint is for an
-    invalid-argument without one. Raises the backend's error, and as send() does."""
+    """Returns that part of a success, which has to be an object. The hint is for a 400 without
+    one. Raises the backend's error, and as send() does."""
     import json  # lazy
 
     url = target.base_url + path
     content = body and json.dumps(body).encode("ascii")
-    status, _, headers, reply = send(ctx, target, (method, path, {}, content))
-    value = parse_json(reply)
-    if value is None and status < 500 and status not in (401, 429):  # a redirect, for one
+    reply = send(ctx, target, (method, path, {}, content))
+    status, value = reply[0], parse_json(reply[-1])
+    if value is None and status < 500 and status not in (401, 429):
         raise bad_reply(url, f"answered HTTP {status}, and not in the contract's JSON", status)
     if status >= 300 or value.get("success", True) is not True:
-        raise backend_error(ctx, target, (status, headers, value or {}), hint)
+        raise backend_error(ctx, target, reply, hint)
     if not isinstance(value.get(part), dict):
         raise bad_reply(url, f"did not answer with '{part}' in JSON", status)
     return value[part]
@@ -2288,30 +2274,16 @@ def request_of(args):
     """(method, path, headers, body), all checked."""
     from urllib.parse import urlencode  # lazy
 
-    path, headers, body = check_path(args.path), {}, None
+    path, headers, body = check_path(args.path), dict(map(check_header, args.H or ())), None
     if args.q:
         pairs = [text.partition("=")[::2] for text in args.q]
         path += ("&" if "?" in path else "?") + urlencode(pairs, errors="surrogateescape")
     if args.d is not None:
         body = read_body(args.d)
-    for name, value in map(check_header, args.H or ()):  # twice is a list (RFC 9110, 5.3)
-        headers[name] = headers[name] + ", " + value if name in headers else value
-    headers.setdefault("Accept", "*/*")
     method = args.X or ("GET" if body is None else "POST")
     if not re.match(r"[A-Za-z]{1,20}\Z", method):
         raise misfit(method, "a method", "pass one like -X DELETE")
     return method.upper(), path, headers, body
-
-
-def refusal_of(ctx, target, path, reply):
-    """The error that the reply stands for; None for a success."""
-    status, _, headers, body = reply
-    if status < 300:
-        return None
-    if status < 400:
-        problem = f"answered HTTP {status}, which is not followed"
-        return bad_reply(target.base_url + path, problem, status)
-    return backend_error(ctx, target, (status, headers, parse_json(body) or {}))
 
 
 def reply_in_json(reply, with_head):
@@ -2334,21 +2306,20 @@ def api_envelope(args, reply, error):
     """The envelope in parts of bytes. With -i an error's holds the reply, too."""
     import json  # lazy
 
-    data = reply_in_json(reply, args.i)
-    if not error:
-        return [b'{"success": true, "data": ', data, b"}\n"]
-    head = json.dumps(error.envelope())[:-1].encode("ascii")
-    return [head] + [b', "data": ', data] * args.i + [b"}\n"]
+    envelope = error.envelope() if error else {"success": True}
+    parts = [json.dumps(envelope)[:-1].encode("ascii")]
+    if args.i or not error:
+        parts += [b', "data": ', reply_in_json(reply, args.i)]
+    return parts + [b"}\n"]
 
 
 def cmd_api(ctx, args):
     """Prints the reply as it came. The body of an error goes to standard error."""
-    target, request = resolve(ctx, args), request_of(args)
-    reply = send(ctx, target, request, API_BYTES)
-    body, error = reply[-1], refusal_of(ctx, target, request[1], reply)
+    target = resolve(ctx, args)
+    reply = send(ctx, target, request_of(args), API_BYTES)
+    status, body = reply[0], reply[-1]
+    error = backend_error(ctx, target, reply) if status >= 300 else None
     if ctx.as_json:
-        if not error and body and parse_json(body) is None and not args.i:
-            raise bad_reply(target.base_url + request[1], "did not answer in JSON", reply[0])
         return api_envelope(args, reply, error), None, error
     head = [head_of(reply)] if args.i else []
     if not error:
