@@ -876,7 +876,8 @@ def remove_profiles(state, names):
 
 
 class Target(Record):
-    """`name` and `profile` are those of the profile in force, None and {} for none."""
+    """`name` is that of the profile in force, None for none. `profile` is the one that the key is
+    from, {} for a key that was given."""
 
     columns = "base_url url_source key key_source name profile"
 
@@ -891,11 +892,6 @@ def given(ctx, check, flag, value, variable):
 
 def given_url(ctx, args):
     return given(ctx, check_base_url, "--api-url", args.api_url, "SCRIPTO_API_BASE_URL")
-
-
-def key_is_given(ctx, args):
-    """By flag, or by environment; but the profile that --profile names goes before that."""
-    return args.api_key is not None or args.profile is None and bool(ctx.env.get("SCRIPTO_API_KEY"))
 
 
 def default_url(ctx):
@@ -940,49 +936,43 @@ def stored_url(ctx, name, profile):
     return check_base_url(ctx, url_of(profile), f"profile '{name}'", failed)
 
 
-def own_url(ctx, args, stored, name, profile):
-    """(base URL, source) of the profile in force. A profile without baseUrl is production's. Where
-    nobody named it, and its key is not needed, this file's own URL goes before production's."""
-    chosen = args.profile is not None or ctx.env.get("SCRIPTO_PROFILE")
-    if stored or "baseUrl" in profile or profile and chosen:
-        return stored_url(ctx, name, profile), "profile"
-    return default_url(ctx), "default"
-
-
-def resolve(ctx, args, with_key=True):
-    """The Target, by the contract's order. Raises unauthenticated without a key that is needed,
-    failed-precondition where a profile's key would go to another origin than its own."""
-    key = key_source = None
-    if with_key and key_is_given(ctx, args):
-        key, key_source = given(ctx, check_key, "--api-key", args.api_key, "SCRIPTO_API_KEY")
-    url, url_source = given_url(ctx, args)
-    stored = with_key and not key
-    name, profile, hint = None, {}, NEXT_PROFILES
-    if not with_key:
-        hint += "; to sign in as a new one, pass --profile-name instead of --profile"
-    if stored or not url or args.profile is not None:
-        name, profile = profile_in_force(ctx, args.profile, stored, hint)
-    if stored:
-        key, key_source = key_of(profile), "profile"
-    elif url:
-        return Target(url, url_source, key, key_source, name, profile)
-    own, own_source = own_url(ctx, args, stored, name, profile)
+def stored_target(ctx, name, profile, url=None, url_source=None):
+    """The Target with the key of that profile, at that URL or its own. Raises failed-precondition
+    where that URL is of another origin than its own."""
+    key, own = key_of(profile), stored_url(ctx, name, profile)
     if url and origin_of(url) != origin_of(own):
         problem = f"belongs to {own} and is not sent to {url} (from {url_source})"
         hint = f"drop {url_source}, pass --api-key, or {NEXT_SIGN_IN}" + flagged("--api-url", url)
         raise failed(f"The key of profile '{name}' {problem}.", hint)
-    return Target(url or own, url_source or own_source, key, key_source, name, profile)
+    return Target(url or own, url_source or "profile", key, "profile", name, profile)
 
 
-def expiry_of(target):
-    """When the key in force ends, as the backend wrote it; None where that is not known."""
-    return target.key_source == "profile" and text_of(target.profile, "expiresAt") or None
+def resolve(ctx, args, with_key=True):
+    """The Target, by the contract's order. Raises unauthenticated without a key that is needed."""
+    key = key_source = name = None
+    profile, hint = {}, NEXT_PROFILES
+    if not with_key:
+        hint += "; to sign in as a new one, pass --profile-name instead of --profile"
+    elif args.profile is None or args.api_key is not None:  # --profile goes before the environment
+        words = "--api-key", args.api_key, "SCRIPTO_API_KEY"
+        key, key_source = given(ctx, check_key, *words)
+    url, url_source = given_url(ctx, args)
+    stored = with_key and not key
+    if stored or not url or args.profile is not None:
+        name, profile = profile_in_force(ctx, args.profile, stored, hint)
+    if stored:
+        return stored_target(ctx, name, profile, url, url_source)
+    if not url and "baseUrl" in profile:
+        url, url_source = stored_url(ctx, name, profile), "profile"
+    elif not url:
+        url, url_source = default_url(ctx), "default"
+    return Target(url, url_source, key, key_source, name, {})
 
 
 def expiry_warning(target):
     """(what there is to say, next action) in the last seven days of the key, else None. Times in
     UTC can be compared as text (RFC 3339, 5.1)."""
-    ends = expiry_of(target)
+    ends = text_of(target.profile, "expiresAt")
     if not ends or ends > timestamp(time.time() + 7 * DAY):
         return None
     email = text_of(target.profile, "email")
@@ -2012,10 +2002,10 @@ def cmd_whoami(ctx, args):
     said = call(ctx, target, "GET", "/api/auth/me", "user")
     if not text_of(said, "id"):
         raise bad_reply(target.base_url, "named no user")
-    own, name = (target.profile, target.name) if target.key_source == "profile" else ({}, None)
+    own, name = target.profile, target.name if target.profile else None
     user = {member: text_of(said, member) for member in ("id", "email", "name")}
     user["email"] = user["email"] or text_of(own, "email")
-    ends = expiry_of(target)
+    ends = text_of(own, "expiresAt") or None
     warn_of_end(ctx, target)
     rows = [("Name", user["name"]), ("User ID", user["id"]),
             ("API key", f"{MASKED_KEY} (from {f'profile {name}' if name else target.key_source})"),
@@ -2061,7 +2051,7 @@ def keys_of(ctx, target):
     keys = call(ctx, target, "GET", "/api/keys", "data").get("keys")
     if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
         raise bad_reply(target.base_url, "sent no list of keys")
-    own = text_of(target.profile, "keyId") if target.key_source == "profile" else ""
+    own = text_of(target.profile, "keyId")
     for key in keys:
         start = KEY_PREFIX + (text_of(key, "start") or " ")
         key["current"] = key.get("id") == own if own else target.key.startswith(start)
@@ -2084,8 +2074,7 @@ def revoke(ctx, target, keys):
 def revoke_stored(ctx, name, profile):
     """That profile's key at its own backend, whatever the environment says. Returns what became
     of it; one that is refused there is revoked already."""
-    url, key = stored_url(ctx, name, profile), key_of(profile)
-    target = Target(url, "profile", key, "profile", name, profile)
+    target = stored_target(ctx, name, profile)
     try:
         revoke(ctx, target, [each for each in keys_of(ctx, target) if each["current"]])
     except ScriptoError as error:
@@ -2192,13 +2181,13 @@ def cmd_config_show(ctx, args):
     by = by if args.profile is None else "--profile"
     profile = target.name and {"name": target.name, "source": by}
     key = {"apiKey": MASKED_KEY, "source": target.key_source,
-           "profile": target.name if target.key_source == "profile" else None}
+           "profile": target.name if target.profile else None}
     rows = [("Profile file", path), ("Profile", profile and f"{target.name} ({by})"),
-            ("Key", f"{MASKED_KEY} (from {target.key_source})"), ("Key ends", expiry_of(target)),
+            ("Key", f"{MASKED_KEY} (from {target.key_source})"), ("Key ends", text_of(target.profile, "expiresAt") or None),
             ("Base URL", f"{target.base_url} (from {target.url_source})")]
     url = {"url": target.base_url, "source": target.url_source}
     return {"path": path, "profile": profile, "key": key, "baseUrl": url,
-            "expiresAt": expiry_of(target)}, [
+            "expiresAt": text_of(target.profile, "expiresAt") or None}, [
         f"{title + ':':13} {value}" for title, value in rows if value]
 
 
@@ -3939,7 +3928,7 @@ def examine_profiles(ctx, args, found):
         file = ProfileFile(ctx)
         return "ok", f"{len(file.read()['profiles'])} in {file.shown}", None
     except ScriptoError as error:
-        if not key_is_given(ctx, args):
+        if not error.unseen:
             raise
         return "warning", error.message, error.next_action
 
