@@ -2792,8 +2792,9 @@ class Store:
     SQLite's own locks hold off other programs. Reads have a connection of their own, which waits
     for no writer. All rows are fetched: on PyPy a statement would stay open, and COMMIT fail."""
 
-    def __init__(self, ctx, path, make=False):
-        """make: whether a file that is not there is made. Raises failed-precondition."""
+    def __init__(self, ctx, path, use):
+        """use: "serve" makes a file that is not there, "change" does not, and "read" writes nothing
+        at all. Raises failed-precondition."""
         import sqlite3  # lazy
         import threading
 
@@ -2805,7 +2806,7 @@ class Store:
         self.path = os.path.abspath(path)  # of `:memory:`, too, which would be lost at the end
         try:
             refuse_links(self.path)
-            self.open(make)
+            self.open(use)
         except (OSError, UnicodeError, sqlite3.Error) as error:
             hint = "mend that, or pass --db FILE if you mean another"
             if "locked" in str(error):
@@ -2814,38 +2815,63 @@ class Store:
                 hint = "restore a backup; sqlite3's command .recover may save what is in there"
             raise failed(f"The database {self.path} cannot be used: {error}.", hint) from error
 
-    def open(self, make):
+    def open(self, use):
         missing = not os.path.exists(self.path)
-        if make:
+        if use == "serve":
             make_folders(os.path.dirname(self.path))
         elif missing:
             raise OSError("there is no such file")
-        self.db = self.connect(WRITE_SECONDS)
+        if use == "read":
+            self.db = self.reader = self.connect_to_read()
+            return self.check_version()
+        self.db = self.connect("rwc")
         if missing:
             give(self.path)
         self.file = os.stat(self.path)
         self.run("PRAGMA synchronous = FULL")
-        if make:
+        if use == "serve":
             self.make_tables()
-        if self.run("PRAGMA user_version")[0][0] != VERSION:
-            # Whoever started with a new file would lock everybody out: no hint to pass another.
-            raise failed(f"{self.path} is no database of this version of scripto.",
-                         "keep it; update scripto, or use the version that made it")
+        self.check_version()
         os.chmod(self.path, 0o600)  # SQLite gives that to the files beside it, too
         self.run("PRAGMA journal_mode = WAL")
-        self.reader = self.connect(0)
+        self.reader = self.connect("rw", 0)
         self.read("PRAGMA synchronous = NORMAL")
         self.secret = self.read("SELECT value FROM secret")[0][0]
         self.check()
 
-    def connect(self, seconds):
-        """seconds: how long it waits for another program that writes."""
-        import sqlite3  # lazy
+    def connect(self, mode, seconds=WRITE_SECONDS):
+        """mode: of the file, as SQLite's URIs have it. seconds: how long the connection waits for
+        another program that writes."""
+        import pathlib  # lazy
+        import sqlite3
 
-        db = sqlite3.connect(self.path, timeout=seconds, isolation_level=None,
+        self.uri = f"{pathlib.Path(self.path).as_uri()}?mode={mode}"
+        db = sqlite3.connect(self.uri, uri=True, timeout=seconds, isolation_level=None,
                              check_same_thread=False)
         db.row_factory = sqlite3.Row
         return db
+
+    def connect_to_read(self):
+        """On a read-only mount SQLite reads only a file that it is told nobody changes. That is so
+        where no write-ahead log is beside the file."""
+        import sqlite3  # lazy
+
+        db = self.connect("ro")
+        try:
+            db.execute("PRAGMA user_version").fetchall()
+            return db
+        except sqlite3.OperationalError:
+            db.close()
+            if os.path.exists(self.path + "-wal"):
+                raise
+        return self.connect("ro&immutable=1")
+
+    def check_version(self):
+        """Raises failed-precondition. Whoever started with a new file would lock everybody out, so
+        no hint says to pass another."""
+        if self.run("PRAGMA user_version")[0][0] != VERSION:
+            raise failed(f"{self.path} is no database of this version of scripto.",
+                         "keep it; update scripto, or use the version that made it")
 
     def make_tables(self):
         """Nothing happens to a file that has some."""
@@ -3043,8 +3069,8 @@ class Store:
         os.close(descriptor)
         copies = [f"INSERT INTO {table} SELECT * FROM source.{table}" for table in TABLES]
         try:
-            with contextlib.closing(sqlite3.connect(beside, isolation_level=None)) as copy:
-                copy.execute("ATTACH ? AS source", (self.path,)).fetchall()
+            with contextlib.closing(sqlite3.connect(beside, isolation_level=None, uri=True)) as copy:
+                copy.execute("ATTACH ? AS source", (self.uri,)).fetchall()
                 copy.executescript(";".join(["BEGIN", SCHEMA, *copies, "COMMIT"]))
             os.replace(beside, path)
         finally:
@@ -3689,7 +3715,7 @@ def server_for(ctx, args):
 
     backend, tls = Backend(ctx, args), server_tls(args)
     port = check_number(args.port or "8787", "--port", 65535)
-    backend.store = Store(ctx, args.db, make=True)
+    backend.store = Store(ctx, args.db, "serve")
     try:
         server = Server(backend, port, tls)
     except (OSError, UnicodeError) as error:
@@ -3816,7 +3842,7 @@ def cmd_serve(ctx, args):
 
 def cmd_users(ctx, args):
     """Beside a running server, or without."""
-    store = Store(ctx, args.db)
+    store = Store(ctx, args.db, "read")
     rows = store.users()
     store.close()
     lines = [f"{row['email']:32}  {row['id']}  since {row['createdAt']}  last use"
@@ -3826,7 +3852,7 @@ def cmd_users(ctx, args):
 
 def cmd_users_remove(ctx, args):
     email = args.email.lower()
-    store = Store(ctx, args.db)
+    store = Store(ctx, args.db, "change")
     confirm(ctx, f"Remove {email}, with every key?", shell_word(args.email))
     known = store.delete_user(email)
     store.close()
@@ -3840,7 +3866,7 @@ def cmd_backup(ctx, args):
     """Beside a running server, or without. The file from last time stays until the copy is whole."""
     import sqlite3  # lazy
 
-    store, path = Store(ctx, args.db), os.path.abspath(args.file)
+    store, path = Store(ctx, args.db, "read"), os.path.abspath(args.file)
     try:
         if os.path.exists(path) and os.path.samefile(path, store.path):
             raise invalid("That is the database itself.", "pass another FILE")

@@ -16,7 +16,7 @@ import pytest
 from backend import (
     ME, YOU, ask, at_once, code_after_asking, connect, enter, get, is_accepted, keys_of, raw,
     read_all, rows, statuses)
-from conftest import PROGRAM, Scripto, Terminal, in_turn, wait_until
+from conftest import PROGRAM, Result, Scripto, Terminal, in_turn, wait_until
 
 HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -143,6 +143,30 @@ def test_removing_asks_at_a_terminal(backend, scripto, typed, status):
 
 def backup(scripto, backend, path, **more):
     return scripto.run("backup", str(path), "--db", str(backend.db), "--json", **more)
+
+
+def on_a_read_only_mount(scripto, folder, *words):
+    """Runs a command where that folder is mounted read-only, for it alone."""
+    lines = 'mount --bind -o ro "$0" "$0" && ! touch "$0/x" 2>/dev/null && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", lines, str(folder)]
+    if os.geteuid() or subprocess.call(command + ["true"], stderr=subprocess.DEVNULL):
+        pytest.skip("no read-only mounts here")
+    process = subprocess.Popen(command + [scripto.python, PROGRAM, *words], env=scripto.env,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    return Result(process, *process.communicate(timeout=30))
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_database_on_a_read_only_mount_is_read(backend, scripto, tmp_path, served):
+    """A database that is not served has no files beside it, and none can be made."""
+    backend.mint(YOU)
+    if not served:
+        backend.stop()
+    where, copy = ["--db", str(backend.db), "--json"], tmp_path / "copy.db"
+    listed = on_a_read_only_mount(scripto, backend.folder, "users", "list", *where).data
+    assert [user["email"] for user in listed["users"]] == [YOU]
+    on_a_read_only_mount(scripto, backend.folder, "backup", str(copy), *where).data
+    assert users_of(copy) == [(YOU,)]
 
 
 def test_a_backup_is_whole_and_nobody_else_s(backend, python, tmp_path):
