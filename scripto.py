@@ -1202,7 +1202,8 @@ def call(ctx, target, method, path, part, body=None, hint=None):
 MAIL_BYTES = 2 << 20  # that are looked at of one mail, or of what a command prints
 FILE_BYTES = 64 << 20  # that are read of one mail, or of what came to an mbox
 FIELD_BYTES = 8 << 10  # of a header field
-TEXT_LENGTH = 120000  # of all texts of a mail, in characters
+PAGE_LENGTH = 120000  # of a mail's HTML and plain text together, in characters
+TEXT_LENGTH = 40000  # of what all that shows
 LIKELY = 4  # the rank of a code that is tried at once;
 UNLIKELY_SECONDS = 2  # others wait for a better one
 RECIPIENTS = ("delivered-to", "envelope-to", "x-envelope-to", "x-original-to", "x-forwarded-to",
@@ -1228,9 +1229,10 @@ OTHER_WORDS = (
 CODE_WORDS = (
     r"code|codi|\bcodu?l?\b|kood|kod|koð|passwor|passord|kennwort|wachtwoord|losenord|mot de passe|"
     r"contrasena|\bclave|senha|palavra.passe|parol|hasło|heslo|geslo|lozink|jelszo|salasana|sifre|"
-    r"sandi|slaptazod|one.time|einmal|\botp|\bpin\b|\b[ms]?tan\b|\btoken|2fa|two.factor|"
-    r"\bma (?:otp|xac|kiem|đang|truy|bao|cua|nay)|код|парол|κωδικ|կոդ|კოდ|קוד|סיסמ|رمز|كود|"
-    r"كلمة.{0,3}مرور|کد|کوڈ|कोड|ओटीपी|पासवर्ड|কোড|કોડ|ਕੋਡ|குறியீ|కోడ్|ಕೋಡ್|കോഡ്|කේත|รหัส|ລະຫັດ|កូដ|ကုဒ်|ኮድ|"
+    r"sandi|slaptazod|one.time|einmal|\botp|\bpin(?![a-z])|\b[ms]?tan(?![a-z])|\btoken|2fa|"
+    r"two.factor|\bma (?:otp|xac|kiem|đang|truy|bao|cua|nay)|код|парол|κωδικ|կոդ|კოდ|קוד|סיסמ|رمز|كود|"
+    r"كلمة.{0,3}مرور|کد|کوڈ|कोड|ओटीपी|पासवर्ड|কোড|કોડ|ਕੋਡ|குறியீ|కోడ్|ಕೋಡ್|കോഡ്|කේත|รหัส|ລະຫັດ|"
+    r"កូដ|ကုဒ်|ኮድ|"
     r"(?<![号號编編条條邮郵区區尺])[码碼]|口令|コード|パスワード|ワンタイム|(?:認証|確認|暗証)番号|"
     r"코드|(?:인증|확인|비밀) ?번호")
 ENTRY_WORDS = (
@@ -1248,8 +1250,8 @@ SENTENCE = r"[.!?](?: |\Z)|。"  # where one ends
 MONEY = "[$£¥\u20a0-\u20cf]"
 CODE_FORM = (
     r"(?:(?<![\da-z])[a-z]{1,4} ?- ?|(?<![\da-z])(?<![\da-z]-))"
-    rf"(?<!\d[ .,:/-])(?<![+&@%/\\])(?<!\*\*\*)(?<!{MONEY})(?<!{MONEY} )"
-    r"(?<!\b(?:eur|usd|gbp|chf|inr) )(?<!\b(?:rs|rp)[ .])"
+    r"(?<!\d[.,:/-])(?:(?<!\d )|(?<=[:.-]\d\d )|(?<=\b20\d\d ))(?<![+&@%/\\])(?<!\*\*\*)"
+    rf"(?<!{MONEY})(?<!{MONEY} )(?<!\b(?:eur|usd|gbp|chf|inr) )(?<!\b(?:rs|rp)[ .])"
     r"(\d{6}|(?:\d{3}[\s-]{1,3}\d{3}|\d\d[ -]\d\d[ -]\d\d|\d(?:[\s-]{1,3}\d){5})(?! \d))"
     r"(?![\da-z]|-[\da-z]|[.,:]\d|\*+\d|[%/@])"
     rf"(?! ?(?:{MONEY}|(?:eur|usd|gbp|chf|inr|kr|zł|kc|ft|lei|tl|đ)\b|円|元|원|руб|грн|บาท|ريال))")
@@ -1257,11 +1259,13 @@ LINE_BREAKS = set(  # the tags that break a line
     "address article aside blockquote body br button caption center dd div dl dt fieldset footer"
     " form h1 h2 h3 h4 h5 h6 header hr input legend li main nav ol option p pre section table td"
     " th tr ul".split())
+HIDING = ("div", "p", "span", "td", "tr", "table")  # the tags that hide something, if they are told
 
 
 def shortened(content, most):
     """Bytes or text, at most so much, from both ends."""
-    return content if len(content) <= most else content[: most // 2] + content[-(most // 2) :]
+    half = max(most, 0) // 2
+    return content if len(content) <= most else content[:half] + content[len(content) - half :]
 
 
 def decoded(content, charset):
@@ -1272,8 +1276,8 @@ def decoded(content, charset):
 
 
 def page_reader():
-    """A parser that gathers what HTML shows: texts, with line breaks as they look, and what stands
-    for its pictures."""
+    """A parser that gathers what HTML shows, with line breaks as they look; aside, what stands for
+    its pictures, and what it hides."""
     from html.parser import HTMLParser  # lazy
 
     class PageReader(HTMLParser):
@@ -1281,29 +1285,36 @@ def page_reader():
             """Is never entered: a style sheet without an end would swallow the rest."""
 
         def handle_starttag(self, tag, attributes):
-            had = dict(attributes)
-            self.hidden = tag in ("style", "script", "title")
-            self.texts.append("\n" * (tag in LINE_BREAKS))
-            if tag == "input" and had.get("type") != "hidden":
-                self.texts.append(had.get("value") or "")
-            self.pictures.append(had.get("alt") or "")
+            had = {name: value or "" for name, value in attributes}
+            self.code = tag in ("style", "script", "title")
+            if self.depth:
+                self.depth += tag == self.hidden
+            elif tag in HIDING and re.search(r"display\s*:\s*none", had.get("style", "")):
+                self.hidden, self.depth = tag, 1
+            value = had.get("value", "") if tag == "input" and had.get("type") != "hidden" else ""
+            self.add("\n" * (tag in LINE_BREAKS) + value)
+            self.asides.append(had.get("alt", ""))
 
         def handle_endtag(self, tag):
-            self.hidden = False
-            self.texts.append("\n" * (tag in LINE_BREAKS))
+            self.code = False
+            self.depth -= self.depth > 0 and tag == self.hidden
+            self.add("\n" * (tag in LINE_BREAKS))
 
         def handle_data(self, text):
-            self.texts.append("" if self.hidden else re.sub(r"\s+", " ", text))
+            self.add("" if self.code else re.sub(r"\s+", " ", text))
+
+        def add(self, text):
+            (self.asides if self.depth else self.texts).append(text)
 
     reader = PageReader()
-    reader.texts, reader.pictures, reader.hidden = [], [], False
+    reader.texts, reader.asides, reader.code, reader.depth = [], [], False, 0
     return reader
 
 
 def page_texts(page, most):
-    """(the text of HTML, what stands for its pictures). What html.parser would look at again and
-    again, or trip over, goes first: comments, declarations, endless tags and numbers, and a `<`
-    that begins no tag."""
+    """(the text of HTML, what is aside). What html.parser would look at again and again, or trip
+    over, goes first: comments, declarations, endless tags and numbers, and a `<` that begins no
+    tag."""
     page = re.sub(r"(?s)<!--.*?(?:-->|\Z)|<[!?][^<>]*>|<[^<>]{2000,}>|&#\w{9,}", "", page)
     page = re.sub(r"<(?![^<>]*>)", "&lt;", shortened(page, most))
     reader = page_reader()
@@ -1312,7 +1323,7 @@ def page_texts(page, most):
         reader.close()
     except (AssertionError, NotImplementedError, ValueError):
         return re.sub("<[^<>]*>", "\n", page), ""
-    return "".join(reader.texts), "\n".join(reader.pictures)
+    return "".join(reader.texts), "\n".join(reader.asides)
 
 
 def split_part(part):
@@ -1335,7 +1346,7 @@ def parts_of(content):
     def divide(line):
         return mark if line.group().strip() in ends else line.group()
 
-    for part in re.sub(rb"(?m)^--[^\n]*\n?", divide, content).split(mark):
+    for part in re.sub(rb"(?m)^--[^\n]*\n?", divide, content).split(mark, 300):  # the mail of somebody who means no harm has ten
         fields, body = split_part(part)
         yield fields, body
         if b"message/rfc822" in b"".join(fields["content-type"]).lower():
@@ -1364,6 +1375,7 @@ def body_text(fields, body):
         body = binascii.a2b_base64(body[: len(body) - (len(body) % 4 == 1)] + b"==")
     elif encoding == b"quoted-printable":
         body = binascii.a2b_qp(body)
+    body = shortened(body, 4 * PAGE_LENGTH)
     # What is ruled out is for names: a text would take it for ever.
     form = rb"(?i)charset=[\"']?(?!idna|punycode)([^\s\"';]+)"
     charset = re.search(form, b"".join(fields["content-type"]))
@@ -1371,22 +1383,24 @@ def body_text(fields, body):
 
 
 def read_mail(content):
-    """(whom a mail is to, its texts: subject, plain text, HTML, what stands for pictures)."""
-    plain, pages, pictures, left = [], [], [], TEXT_LENGTH
+    """(whom a mail is to, its texts: subject, plain text, HTML, what is aside)."""
+    plain, pages, asides, left = [], [], [], PAGE_LENGTH
     parts = list(parts_of(content))
     for fields, body in parts:
         kind = b"".join(fields["content-type"]).lower()
-        if left > 0 and b"html" in kind:
-            page, picture = page_texts(body_text(fields, body), left)
+        if left <= 0 or kind and b"text/" not in kind and b"html" not in kind:
+            continue
+        text = body_text(fields, body)
+        if b"html" in kind:
+            page, aside = page_texts(text, left)
             pages.append(page)
-            pictures.append(shortened(picture, left))
-            left -= 100 + len(page) + len(picture)  # a part costs time, too
-        elif left > 0 and (not kind or b"text/" in kind):
-            plain.append(shortened(body_text(fields, body), left))
-            left -= 100 + len(plain[-1])
+            asides.append(aside)
+        else:
+            plain.append(shortened(text, left))
+        left -= 100 + len(text)  # a part takes time, however short it is
     fields = parts[0][0]
     to = [header_text(b", ".join(fields[name])[:FIELD_BYTES]) for name in RECIPIENTS]
-    return ", ".join(to), [header_text(b"".join(fields["subject"][:1])), *plain, *pages, *pictures]
+    return ", ".join(to), [header_text(b"".join(fields["subject"][:1])), *plain, *pages, *asides]
 
 
 def folded(text):
@@ -1400,33 +1414,36 @@ def folded(text):
     return plain(unicodedata.normalize("NFKD", plain(text)).lower())
 
 
-def marked(text):
+def marked(text, most):
     """Text without links, with a mark in place of each word that tells what a number is."""
     text = folded(re.sub("[，：；！？]", r"\g<0> ", text))  # what is wide has a space in it
+    text = shortened(text, most)
     text = re.sub(r"https?://[!-~]+|www\.[!-~]+|[0-9a-z]\.[a-z]{2,24}/[!-~]*", " ", text)
     text = re.sub("[\u2010-\u2015\u2212]", "-", text)
     words = "|".join(f"({folded(each)})" for each in (OTHER_WORDS, CODE_WORDS, ENTRY_WORDS))
-    text = re.sub(words, lambda word: KINDS[word.lastindex - 1], text)
+    text = re.sub("(?a)" + words, lambda word: KINDS[word.lastindex - 1], text)
     return re.sub(r"\s+", lambda space: "\n" if "\n" in space.group() else " ", text)
 
 
 def candidates(text):
-    """Yields (match, lead, behind, label, alone) of what may be a code in a marked text. The lead
-    is its line up to it, with three lines above if no word stands before it there, but not what led
-    to the candidate before. Behind it is the rest of its sentence; between two, the nearer half.
-    The label is the nearest mark. Alone: on its line."""
+    """Yields (match, lead, behind, label, alone) of what may be a code in a marked text.
+
+    The lead is what stands on its line before it, or, if that is no word, three lines more. What
+    led to the candidate before leads to no other, unless that one has a word for another number.
+    Behind it is the rest of its sentence; up to another candidate, the nearer half of that.
+    The label is the mark next to it. Alone is what has a line of its own."""
     matches = list(re.finditer(folded(CODE_FORM), text))
     used = end = 0
     for match, following in zip(matches, matches[1:] + [None]):
-        start, before = match.start(), end
+        start, last = match.start(), end
+        end = match.end()
         lines = text[max(start - 300, used) : start].split("\n")
         first = not re.search(WORD, lines[-1])
         lead = "\n".join(lines[-4:] if first else lines[-1:])
-        end = match.end()
         rest = text[end : end + 80].partition("\n")[0]
         behind = re.split(SENTENCE, rest)[0]
-        near = re.findall(MARK, text[max(start - len(lead), before) : start])
         marks = re.findall(MARK, behind)
+        near = re.findall(MARK, text[max(start - len(lead), last) : start])
         label = (near[-1:] + marks[:1] + [""])[0]
         if following and following.start() < end + len(behind) and marks[-1:] != [OTHER]:
             behind = behind[: (following.start() - end + 1) // 2]
@@ -1436,13 +1453,14 @@ def candidates(text):
 
 
 def rank_of(match, lead, behind, label, alone, words):
-    """How likely a candidate is, None for what is none without a word near it: what has a # before
-    it, and in a mail without such words digits that stand apart."""
+    """How likely a candidate is. None for what is none without a word near it, with a # before it,
+    or without words in all of the mail: a date, or digits that stand apart and not alone."""
     sentence = re.split(SENTENCE, lead)[-1] + behind
     rank = max(6 * (CODE in sentence), 5 * (CODE in lead), 4 * (ENTRY in sentence),
                3 * (ENTRY in lead))
-    whole = re.match(r"\d{6}|\d{3}[ -]{1,3}\d{3}\Z", match.group(1))
-    if not rank and (lead[-1:] == "#" or not (whole or words)):
+    date, whole = (re.match(form, match.group(1)) for form in (
+        r"\d\d[ -][0-3]\d[ -]\d\d\Z", r"\d{6}|\d{3}[ -]{1,3}\d{3}\Z"))
+    if not rank and (lead[-1:] == "#" or not words and (date or not (whole or alone))):
         return None
     return rank + 2 * alone - 2 * (label == OTHER) + words
 
@@ -1450,10 +1468,12 @@ def rank_of(match, lead, behind, label, alone, words):
 def ranked(texts):
     """{code: its rank} of a mail's texts, the subject first: the most likely first, at equal rank
     in the order of the texts."""
-    texts = [marked(text) for text in texts]
-    words = any(mark in text for text in texts for mark in (CODE, ENTRY))
-    found = {}
-    for number, text in enumerate(texts):
+    left, found, marks = TEXT_LENGTH, {}, []
+    for text in texts:
+        marks.append(marked(text, left))
+        left -= len(marks[-1])
+    words = any(mark in text for text in marks for mark in (CODE, ENTRY))
+    for number, text in enumerate(marks):
         for match, *context in candidates(text):
             rank = rank_of(match, *context, words)
             if rank is not None:
@@ -1481,7 +1501,6 @@ def examine(content, email):
     recipients, texts = read_mail(content)
     to_us = is_to(email, recipients)
     return to_us, ranked(texts) if to_us else {}
-
 
 
 def open_input(ctx, place, email):
