@@ -491,8 +491,11 @@ def check_key(ctx, text, source):
     return text.strip()
 
 
+PROFILE_NAME = r"[A-Za-z0-9._-]{1,64}\Z"
+
+
 def check_profile_name(text):
-    if text is not None and not re.match(r"[A-Za-z0-9._-]{1,64}\Z", text):
+    if text is not None and not re.match(PROFILE_NAME, text):
         raise misfit(text, "a profile name", "use 1 to 64 of: letters, digits, . _ -")
 
 
@@ -3996,11 +3999,7 @@ def examine_tls(ctx, args, found):
         return "skipped", "the base URL is plain http", None
     import ssl  # lazy
 
-    folder = ssl.get_default_verify_paths().capath
-    known = client_tls().cert_store_stats()["x509_ca"]
-    if not known and not (folder and os.access(folder, os.R_OK) and os.listdir(folder)):
-        hint = "install ca-certificates, or set SSL_CERT_FILE to a file of certificates"
-        raise failed("No certificate authority is known here.", hint)
+    client_tls()
     return "ok", ssl.OPENSSL_VERSION, None
 
 
@@ -4035,13 +4034,11 @@ def examine_skill(ctx, args, found):
     """The skill files of this program that agents look for, in the home and in this folder."""
     import glob  # lazy
 
-    below = os.path.join(".*", "skills", "scripto", "SKILL.md")
-    places = [os.path.join(folder, below) for folder in (os.path.expanduser("~"), "")]
-    places.append(os.path.join(os.path.expanduser("~"), ".config", below[1:]))
-    for path in sorted(path for place in places for path in glob.glob(place)):
-        with open(path, encoding="utf-8", errors="replace") as file:
-            version = re.search(r'(?m)^ +version: "?([\w.]+)', file.read(4096))
-        if not version or version.group(1) != __version__:
+    for place in ("~/.*", "~/.config/*", ".*"):
+        for path in glob.glob(os.path.expanduser(place + "/skills/scripto/SKILL.md")):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                if f'version: "{__version__}"' in file.read(4096):
+                    continue
             hint = "write it anew: scripto guide --skill > " + shell_word(path)
             return "warning", f"{path} is not of version {__version__}", hint
     return "ok", "no skill file of another version", None
@@ -4063,12 +4060,10 @@ CHECKS = {  # name: (its function, the earlier checks that it builds on)
 def finding(ctx, args, found, name):
     """({"name", "status", "message", "nextAction"}, the error that was raised or None)."""
     examine, needs = CHECKS[name]
-    missing = [need for need in needs if need not in found]
-    error = None
+    missing, error = [need for need in needs if need not in found], None
     try:
-        if missing:
-            result = "skipped", f"not looked at without {missing[0]}", None
-        else:
+        result = "skipped", f"not looked at without {' and '.join(missing)}", None
+        if not missing:
             result = examine(ctx, args, found)
     except (ScriptoError, ImportError) as caught:
         error = missing_module(caught) if isinstance(caught, ImportError) else caught
@@ -4096,35 +4091,31 @@ def cmd_doctor(ctx, args):
 SHELLS = {
     "bash": r"""_scripto() {
   local IFS=$'\n'
-  COMPREPLY=($("${1##*/}" __complete bash "${COMP_WORDS[@]:1:COMP_CWORD-1}" "$2" 2>/dev/null)) ||
+  COMPREPLY=($(scripto __complete bash "${COMP_WORDS[@]:1:COMP_CWORD-1}" "$2" 2>/dev/null)) ||
     compopt -o default 2>/dev/null
 }
-complete -F _scripto CALLED""",
+complete -F _scripto scripto""",
     # By eval behind compinit, or as a file in a folder of fpath.
-    "zsh": r"""#compdef CALLED
+    "zsh": r"""#compdef scripto
 _scripto() {
   local -a found
-  found=(${(f)"$(${words[1]:t} __complete zsh "${(@Q)words[2,CURRENT-1]}" "$PREFIX" \
-    2>/dev/null)"}) || { compset -P '*='; _files; return }
+  found=(${(f)"$(scripto __complete zsh "${(@Q)words[2,CURRENT-1]}" "$PREFIX" 2>/dev/null)"}) ||
+    { _files; return }
   _describe scripto found
 }
-if [[ $funcstack[1] == _scripto ]]; then _scripto; else compdef _scripto CALLED; fi""",
+if [[ $funcstack[1] == _scripto ]]; then _scripto; else compdef _scripto scripto; fi""",
     "fish": r"""function __scripto
   set -l words (commandline -opc) (commandline -ct)
-  set -l program (basename $words[1])
-  $program __complete fish $words[2..-1] 2>/dev/null
+  scripto __complete fish $words[2..-1] 2>/dev/null
   or __fish_complete_path $words[-1]
 end
-complete -f -c CALLED -a '(__scripto)'""",
+complete -f -c scripto -a '(__scripto)'""",
 }
 FORMS = {"bash": "{}", "zsh": "{}:{}", "fish": "{}\t{}"}  # of a word and what it is for
 
 
 def cmd_completion(ctx, args):
-    """For the name that it is called by, too."""
-    called = {"scripto"} | set(re.findall(r"\A[\w.][\w.-]*\Z", os.path.basename(sys.argv[0])))
-    joint = " -c " if args.shell == "fish" else " "
-    script = SHELLS[args.shell].replace("CALLED", joint.join(sorted(called)))
+    script = SHELLS[args.shell]
     return {"script": script}, script.splitlines()
 
 
@@ -4138,46 +4129,50 @@ def values_of(ctx, takes):
         names = ProfileFile(ctx).read()["profiles"]
     except ScriptoError:
         return {}
-    return {name: "" for name in names if re.match(r"[A-Za-z0-9._-]{1,64}\Z", name)}
+    return {name: "" for name in names if re.match(PROFILE_NAME, name)}
+
+
+def subcommands(ctx, before):
+    """{the next word of a command that begins with those words: what it is for}."""
+    found, start = {}, "".join(word + " " for word in before)
+    for name, command in ctx.commands.items():
+        if name.startswith(start):
+            word, _, more = name[len(start) :].partition(" ")
+            found.setdefault(word, "" if more else command.purpose)
+    return found
 
 
 def followers(ctx, before, word):
     """{what may follow those words, where `word` is begun: what it is for}; None for files."""
-    name, last = "", before[-1] if before else ""
-    for each in before:
-        deeper = f"{name} {each}".strip()
-        if any(f"{known} ".startswith(deeper + " ") for known in ctx.commands):
-            name = deeper
-    words = [each for each, _ in arguments_of(ctx.commands[name])] if name in ctx.commands else []
-    if last in words and last[0] == "-" and ctx.options[last][0]:
+    if "--" in before:
+        return None
+    names = [" ".join(before[:size]) for size in (2, 1)]
+    name = next((name for name in names if name in ctx.commands), None)
+    takes = [each for each, _ in arguments_of(ctx.commands[name])] if name else []
+    last = before[-1] if before else ""
+    if last in takes and last[0] == "-" and ctx.options[last][0]:
         return values_of(ctx, ctx.options[last][0])
     if word[:1] == "-":
-        words += ["--json", "--help"] + ["--version"] * (not name)
-        return {each: ctx.options[each][1] for each in words if each[0] == "-" and each != "--"}
-    found = {} if name else {"help": "show the commands"}
-    for known, command in ctx.commands.items():
-        rest = known[len(name) :].split() if f"{known} ".startswith(name and name + " ") else []
-        found.update({rest[0]: command.purpose if len(rest) == 1 else "commands"} if rest else {})
-    for each in words:
+        flags = [each for each in takes if each[0] == "-" and each != "--"]
+        flags += ["--json", "--help"] + ["--version"] * (not before)
+        return {each: ctx.options[each][1] for each in flags}
+    found = subcommands(ctx, before)
+    for each in takes:
         values = values_of(ctx, ctx.options[each][0]) if each[0] != "-" else {}
         if values is None:
             return None
         found.update(values)
-    return found
+    return found if before else dict(found, help="show the commands")
 
 
-def complete(ctx, shell="bash", *words):
+def complete(ctx, shell, *words):
     """What a shell gets that calls back: a reply, or exit status 1. The last word is begun only."""
     *before, word = words or [""]
-    before = [each for each in before if each not in ("=", "help", "--json")]
-    flag = ""
-    if word[:2] == "--" and "=" in word:  # bash breaks it there by itself
-        flag, _, word = word.partition("=")
-        before, flag = before + [flag], flag + "="
-    found = None if "--" in before else followers(ctx, before, word)
+    before = [each for each in before if each not in ("help", "--json", "=")]  # bash breaks there
+    found = followers(ctx, before, word)
     if found is None:
         return 1
-    lines = [FORMS[shell].format(flag + each, purpose) + "\n" for each, purpose in found.items()
+    lines = [FORMS[shell].format(each, purpose) + "\n" for each, purpose in found.items()
              if each.startswith(word)]
     return ["".join(lines).encode("ascii")], None
 

@@ -207,14 +207,17 @@ def test_a_stored_key_goes_nowhere_but_home(newest, raw_server):
 # ---- TLS and proxies -----------------------------------------------------------
 
 
-def test_no_authorities_are_broken_for_https(newest, tmp_path):
+def test_tls_is_looked_at_for_https_only(newest):
+    for url, status in (("https://127.0.0.1:1", "ok"), (NOWHERE, "skipped")):
+        assert examine(newest, "--api-key", KEY, "--api-url", url)["tls"]["status"] == status
+
+
+def test_no_authorities_are_broken_for_https(newest, raw_server, tls, tmp_path):
     (tmp_path / "empty").mkdir()
     env = {"SSL_CERT_FILE": str(tmp_path / "none"), "SSL_CERT_DIR": str(tmp_path / "empty")}
-    words = ["--api-key", KEY, "--api-url", "https://127.0.0.1:1"]
-    tls = examine(newest, *words, env=env)["tls"]
-    assert tls["status"] == "error" and "ca-certificates" in tls["nextAction"]
-    words[-1] = NOWHERE
-    assert examine(newest, *words, env=env)["tls"]["status"] == "skipped"
+    found = examine(newest, "--api-key", KEY, "--api-url", raw_server(b"", tls).url, env=env)
+    assert found["backend"]["status"] == "error"
+    assert "ca-certificates" in found["backend"]["nextAction"]
 
 
 PASSWORDS = ["http://me:hunter2@127.0.0.1:1", "me:hunter2@127.0.0.1:1",
