@@ -1656,7 +1656,7 @@ def imap_place(url):
     raise invalid(problem, NEXT_SOURCE)
 
 
-@contextlib.contextmanager
+@context_manager
 def at_mail_server(host):
     """What the network does wrong in here, or a server that does not keep to the protocol, at
     which imaplib stumbles, is network-error."""
