@@ -262,9 +262,8 @@ class Context:
         had = dict(arguments_of(self.commands[self.command])) if self.command else {}
         flags = [word for word, _ in arguments_of(self.commands[command])
                  if word.startswith("-") and word in had and word not in more.split()]
-        email = [flag for flag in flags if flag == "--email"]
-        rest = [flag for flag in flags if flag != "--email"]
-        parts = [*flags_in(self.args, email), more, *flags_in(self.args, rest)]
+        parts = list(flags_in(self.args, flags))
+        parts.insert(bool(parts) and parts[0].startswith(" --email"), more)
         return f"scripto {command}" + "".join(parts)
 
 
@@ -843,8 +842,8 @@ def name_for(state, named, identity, base_url):
 
 
 def store_profile(state, name, identity, base_url):
-    """Stores a key, with what is known of its IDENTITY, and makes it active. Returns the profile as
-    it was before, {} for a new one. Members that are not ours stay."""
+    """Stores a key, with what is known of its IDENTITY, and makes it active. Returns (name, the
+    profile as it was before, {} for a new one). Members that are not ours stay."""
     profile = state["profiles"].setdefault(name, {})
     former, now = dict(profile), timestamp(time.time())
     for member in IDENTITY + ("baseUrl",):
@@ -854,7 +853,7 @@ def store_profile(state, name, identity, base_url):
         profile["baseUrl"] = base_url
     profile.setdefault("createdAt", now)
     state["activeProfile"] = name
-    return former
+    return name, former
 
 
 def activate(state, name):
@@ -1806,6 +1805,11 @@ def codes_awaited(ctx, source, email, seconds, then):
 # for a person); where others have spoken already, an exit status.
 
 
+def titled(rows):
+    """A line for each (title, value) that has a value."""
+    return [f"  {title + ':':9} {value}" for title, value in rows if value]
+
+
 SECOND_STEP = ("auth login-complete", "--code <6-digit-code>")  # for ctx.then()
 
 
@@ -1822,7 +1826,7 @@ def request_code(ctx, target, email, command):
 def name_by_hand(ctx, args):
     """What the new profile is to be called, by --profile-name or SCRIPTO_PROFILE; None without."""
     name = getattr(args, "profile_name", None)  # login-request has no such flag
-    name = name if name is not None else ctx.env.get("SCRIPTO_PROFILE") or None
+    name = ctx.env.get("SCRIPTO_PROFILE") or None if name is None else name
     check_profile_name(name)
     return name
 
@@ -1839,40 +1843,16 @@ def cmd_login_request(ctx, args):
     return {"ok": True, "email": args.email, "nextAction": then}, lines
 
 
-def prepare(ctx, args, command):
+def prepare(ctx, args):
     """(target, profile file). All that can fail on this machine is tried: a code buys one key."""
-    check_email(args.email, command)
     check_key_name(args.name or "")
     if args.expires_in is not None:
         check_number(args.expires_in, "--expires-in", 3650, 1)
     named = name_by_hand(ctx, args)
     target, file = resolve(ctx, args, with_key=False), ProfileFile(ctx)
-    # The file is written as it is, where there is room for more: what can fail fails here.
+    # The file is written as it is, where there is room for more.
     file.change(name_for, named, {"email": args.email}, target.base_url, spare=4096)
     return target, file
-
-
-def keep_key(ctx, args, file, identity, base_url):
-    """(the profile's name, the profile as it was before). If the key is not in the file after all,
-    the error hands it over, this once: its code is spent."""
-    def store(state):
-        name = name_for(state, name_by_hand(ctx, args), identity, base_url)
-        return name, store_profile(state, name, identity, base_url)
-
-    key = identity["apiKey"]
-    try:
-        return file.change(store)
-    except (ScriptoError, KeyboardInterrupt) as error:
-        try:
-            profiles = file.read()["profiles"]
-        except ScriptoError:
-            profiles = {}
-        for name, profile in profiles.items():
-            if profile.get("apiKey") == key:
-                return name, {}  # all was done but for the last flush
-        flags = "".join(flags_in(args, ["--profile-name"])) + flagged("--api-url", base_url)
-        raise failed(f"Signed in, but the key could not be stored. {error}",
-                      f"store it with: scripto config set{flagged('--api-key', key)}{flags}")
 
 
 def warn_of_environment(ctx, name=None):
@@ -1885,68 +1865,68 @@ def warn_of_environment(ctx, name=None):
 
 
 def answer_stored(ctx, kept, identity, base_url, lines):
-    """(data, lines) of a command that has stored a key. kept: what keep_key() returns."""
+    """(data, lines) of a command that has stored a key. `kept` is what store_profile() returns."""
     name, former = kept
     warn_of_environment(ctx, name)
     data = dict(identity, profile=name, active=True, baseUrl=base_url, apiKey=MASKED_KEY)
     ended = "" < text_of(former, "expiresAt") < timestamp(time.time())
     if former.get("apiKey", identity["apiKey"]) != identity["apiKey"] and not ended:
         key_id = text_of(former, "keyId")
-        if key_id:
-            data["formerKeyId"] = key_id
+        data.update({"formerKeyId": key_id} if key_id else {})
         how = "scripto keys revoke " + (shell_word(key_id) if key_id else "<id>")
         warn(ctx, f"the former key of profile {name} still works; end it with: {how}")
-    return data, [*lines, f"  Profile:  {name} (now active)", "  API key:  " + MASKED_KEY,
-                  "", "  Try it:  scripto whoami"]
-
-
-def default_key_name():
-    """A key says which machine it is for."""
-    import socket  # lazy
-
-    return f"scripto-cli on {harmless(socket.gethostname())}"[:KEY_NAME_LENGTH]
+    rows = [("Profile", name + " (now active)"), ("API key", MASKED_KEY)]
+    return data, [*lines, *titled(rows), "", "  Try it:  scripto whoami"]
 
 
 def buy_key(ctx, args, target, code, ticket):
-    """The new key's IDENTITY."""
-    body = {"email": args.email, "otp": code, "name": args.name or default_key_name()}
-    if ticket:
-        body["ticket"] = ticket
-    if args.expires_in:
-        body["expiresIn"] = int(args.expires_in) * DAY
-    data = call(ctx, target, "POST", "/api/cli/login-complete", "data", body, NEXT_CODE)
-    if not is_key(data.get("apiKey")):
-        raise bad_reply(target.base_url, "sent no key")
-    identity = {name: text_of(data, name) for name in IDENTITY if text_of(data, name)}
-    identity.setdefault("email", args.email)
-    return identity
+    """The new key's IDENTITY. Where the request may have been heard, the error says that the code
+    may be used up."""
+    import socket  # lazy
 
-
-def sign_in(ctx, args, target, file, code, ticket=None):
-    """Buys a key with the code and stores it; returns (data, lines) as a command does. Where the
-    request may have been heard, the error says that the code may be used up."""
-    again = ctx.then("auth login-request")
-    used_up = f"if the code is used up by now, request a new one with: {again}"
+    machine = f"scripto-cli on {harmless(socket.gethostname())}"[:KEY_NAME_LENGTH]
+    body = {"email": args.email, "otp": code, "name": args.name or machine, "ticket": ticket,
+            "expiresIn": args.expires_in and int(args.expires_in) * DAY}
+    body = {member: value for member, value in body.items() if value}
+    used_up = "if the code is used up by now, request a new one with: "
+    used_up += ctx.then("auth login-request")
     try:
-        identity = buy_key(ctx, args, target, code, ticket)
-        kept = keep_key(ctx, args, file, identity, target.base_url)
+        data = call(ctx, target, "POST", "/api/cli/login-complete", "data", body, NEXT_CODE)
+        if not is_key(data.get("apiKey")):
+            raise bad_reply(target.base_url, "sent no key")
     except KeyboardInterrupt as cause:
         raise interrupted(cause, "run it again; " + used_up) from None
     except ScriptoError as error:
         if error.code in ("network-error", "invalid-response"):
             error.next_action += "; " + used_up
         raise
+    identity = {name: text_of(data, name) for name in IDENTITY if text_of(data, name)}
+    return dict({"email": args.email}, **identity)
+
+
+def sign_in(ctx, args, target, file, code, ticket=None):
+    """Buys a key with the code and stores it; returns (data, lines) as a command does. If the key
+    cannot be stored after all, the error hands it over, this once: its code is spent."""
+    identity, url = buy_key(ctx, args, target, code, ticket), target.base_url
+    try:
+        kept = file.change(lambda state: store_profile(
+            state, name_for(state, name_by_hand(ctx, args), identity, url), identity, url))
+    except (ScriptoError, KeyboardInterrupt) as error:
+        words = flagged("--api-key", identity["apiKey"])
+        words += "".join(flags_in(args, ["--profile-name"])) + flagged("--api-url", url)
+        problem = f"Signed in, but the key could not be stored. {error}"
+        raise failed(problem, "store it with: scripto config set" + words) from None
     if args.expires_in and "expiresAt" not in identity:
         warn(ctx, "the backend does not know --expires-in: this key lasts until it is revoked")
-    lines = ["✓ Signed in", "", "  Email:    " + identity["email"]]
-    return answer_stored(ctx, kept, identity, target.base_url, lines)
+    lines = ["✓ Signed in", "", *titled([("Email", identity["email"])])]
+    return answer_stored(ctx, kept, identity, url, lines)
 
 
 def cmd_login_complete(ctx, args):
     check_email(args.email, "login-complete")  # the first that is wrong is named first
     code = read_line(ctx, "Code: ") if args.code == "-" else args.code
     code = check_code(code, "run it again: " + ctx.then(*SECOND_STEP))
-    return sign_in(ctx, args, *prepare(ctx, args, "login-complete"), code)
+    return sign_in(ctx, args, *prepare(ctx, args), code)
 
 
 def codes_typed(ctx):
@@ -1997,7 +1977,8 @@ def cmd_login(ctx, args):
     seconds = check_number(args.timeout or "90", "--timeout", 3600, 1)
     if not args.email and is_terminal(ctx.stdin):
         args.email = read_line(ctx, "Email: ")
-    target, file = prepare(ctx, args, "login")
+    check_email(args.email, "login")
+    target, file = prepare(ctx, args)
     source, then = code_source(ctx, args, seconds), ctx.then(*SECOND_STEP)
     try:
         ticket = request_code(ctx, target, args.email, "login").get("ticket")
@@ -2013,6 +1994,7 @@ def cmd_login(ctx, args):
 
 
 def warn_of_end(ctx, target):
+    """In the last days of its key."""
     warning = expiry_warning(target)
     if warning:
         warn(ctx, ": ".join(warning))
@@ -2029,13 +2011,13 @@ def cmd_whoami(ctx, args):
     user["email"] = user["email"] or text_of(own, "email")
     ends = text_of(own, "expiresAt") or None
     warn_of_end(ctx, target)
+    source = f"profile {name}" if name else target.key_source
     rows = [("Name", user["name"]), ("User ID", user["id"]),
-            ("API key", f"{MASKED_KEY} (from {f'profile {name}' if name else target.key_source})"),
-            ("Key ends", ends), ("Backend", target.base_url)]
-    return {"user": user, "profile": name, "baseUrl": target.base_url,
-            "keySource": target.key_source, "expiresAt": ends}, [
-        "✓ Signed in as " + (user["email"] or user["id"]), "",
-        *(f"  {title + ':':9} {value}" for title, value in rows if value)]
+            ("API key", f"{MASKED_KEY} (from {source})"), ("Key ends", ends),
+            ("Backend", target.base_url)]
+    data = {"user": user, "profile": name, "baseUrl": target.base_url,
+            "keySource": target.key_source, "expiresAt": ends}
+    return data, ["✓ Signed in as " + (user["email"] or user["id"]), "", *titled(rows)]
 
 
 def cmd_token(ctx, args):
@@ -2044,27 +2026,17 @@ def cmd_token(ctx, args):
     return {"apiKey": key}, [key]
 
 
-def listed(state):
-    """(rows for JSON, lines for a person)."""
-    active = state.get("activeProfile")
-    profiles = state["profiles"].items()
-    rows = [{"name": name, "active": name == active, "email": text_of(profile, "email"),
-             "baseUrl": url_of(profile)} for name, profile in profiles]
-    lines = ["{} {name:16}  {email:24}  {baseUrl}".format("●" if row["active"] else " ", **row)
-             for row in rows]
-    return rows, lines or ["No profile yet.", "  next: " + NEXT_SIGN_IN]
-
-
 def cmd_use(ctx, args):
     file = ProfileFile(ctx)
-    state = file.read()
-    if args.name is not None:
-        find_profile(state, args.name)  # a refusal comes before anything is touched
-        state = file.change(activate, args.name)
+    state = file.read() if args.name is None else file.change(activate, args.name)
     warn_of_environment(ctx)
-    rows, lines = listed(state)
+    active = state.get("activeProfile")
+    rows = [{"name": name, "active": name == active, "email": text_of(profile, "email"),
+             "baseUrl": url_of(profile)} for name, profile in state["profiles"].items()]
+    lines = ["{} {name:16}  {email:24}  {baseUrl}".format("●" if row["active"] else " ", **row)
+             for row in rows] or ["No profile yet.", "  next: " + NEXT_SIGN_IN]
     lines = [f"✓ Profile {args.name} is now active"] if args.name else lines
-    return {"activeProfile": state.get("activeProfile"), "profiles": rows}, lines
+    return {"activeProfile": active, "profiles": rows}, lines
 
 
 def keys_of(ctx, target):
@@ -2082,28 +2054,26 @@ def keys_of(ctx, target):
 
 
 def revoke(ctx, target, keys):
-    """The first of these keys; not-found for none."""
+    """All of these keys. Raises not-found for none."""
     from urllib.parse import quote  # lazy
 
     if not keys:
         hint = "see the ids with: " + ctx.then("keys list")
         raise ScriptoError("not-found", f"There is no such key at {target.base_url}.", hint)
-    path = "/api/keys/" + quote(text_of(keys[0], "id"), safe="")
-    if call(ctx, target, "DELETE", path, "data").get("revoked") is not True:
-        raise bad_reply(target.base_url, "did not say that the key is revoked")
+    for key in keys:
+        path = "/api/keys/" + quote(text_of(key, "id"), safe="")
+        if call(ctx, target, "DELETE", path, "data").get("revoked") is not True:
+            raise bad_reply(target.base_url, "did not say that the key is revoked")
 
 
 def revoke_stored(ctx, name, profile):
-    """That profile's key at its own backend, whatever the environment says. Returns what became
-    of it; one that is refused there is revoked already."""
+    """That profile's key at its own backend, whatever the environment says."""
     target = stored_target(ctx, name, profile)
     try:
-        revoke(ctx, target, [each for each in keys_of(ctx, target) if each["current"]])
+        revoke(ctx, target, [key for key in keys_of(ctx, target) if key["current"]])
     except ScriptoError as error:
-        if error.code != "unauthenticated":
+        if error.code != "unauthenticated":  # then it is revoked already, or has ended
             raise
-        return "was not valid any more at "
-    return "is revoked at "
 
 
 def cmd_keys_list(ctx, args):
@@ -2125,8 +2095,7 @@ def revoke_others(ctx, target, keys):
         raise failed(f"The key in use is not in the list of {target.base_url}.", hint)
     if others:
         confirm(ctx, f"Revoke {len(others)} keys, all but the one in use?")
-    for key in others:
-        revoke(ctx, target, [key])
+        revoke(ctx, target, others)
     return {"ids": [text_of(key, "id") for key in others], "revoked": True}, [
         f"✓ {len(others)} other keys are revoked at {target.base_url}"]
 
@@ -2151,16 +2120,17 @@ def cmd_logout(ctx, args):
     name, profile = profile_in_force(ctx, args.name, True)
     if name is None:
         raise no_key("No profile is active.")
-    done = "is not revoked: copies of it still work at "
     if args.revoke:
-        done = revoke_stored(ctx, name, profile)
+        revoke_stored(ctx, name, profile)
     state = file.change(remove_profiles, [name])
-    left = state["activeProfile"]
-    lines = [f"✓ Signed out: profile {name} is removed from this machine",
-             f"  Its key {done}{url_of(profile)}"]
-    if not args.revoke:
-        key_id = text_of(profile, "keyId") or "<id>"
-        lines.append("  To revoke it, sign in there again, then: scripto keys revoke " + key_id)
+    left, url = state["activeProfile"], url_of(profile)
+    lines = [f"✓ Signed out: profile {name} is removed from this machine"]
+    if args.revoke:
+        lines.append("  Its key works no longer at " + url)
+    else:
+        how = "scripto keys revoke " + (text_of(profile, "keyId") or "<id>")
+        lines += ["  Its key is not revoked: copies of it still work at " + url,
+                  "  To revoke it, sign in there again, then: " + how]
     if left is None and state["profiles"]:
         lines.append("  No profile is active now: choose one with: scripto use <name>")
     warn_of_environment(ctx)
@@ -2170,18 +2140,14 @@ def cmd_logout(ctx, args):
 def cmd_config_set(ctx, args):
     """A name given by --profile-name is replaced, whoever it is."""
     identity = {"apiKey": check_key(ctx, args.api_key, "--api-key")}
-    base_url, named = given_url(ctx, args)[0], name_by_hand(ctx, args)
-
-    def store(state):
-        url = base_url or default_url(ctx)
-        if not base_url and named in state["profiles"]:  # its new key is for the same backend
-            url = stored_url(ctx, named, state["profiles"][named])
-        name = args.profile_name or name_for(state, named, identity, url)
-        return (name, store_profile(state, name, identity, url)), url
-
-    kept, base_url = ProfileFile(ctx).change(store)
-    lines = ["✓ Key stored", "", "  Backend:  " + base_url]
-    return answer_stored(ctx, kept, identity, base_url, lines)
+    url, named = given_url(ctx, args)[0], name_by_hand(ctx, args)
+    file = ProfileFile(ctx)
+    old = {} if url else file.read()["profiles"].get(named, {})
+    if not url:  # a new key for a profile is for the same backend
+        url = stored_url(ctx, named, old) if old else default_url(ctx)
+    kept = file.change(lambda state: store_profile(
+        state, args.profile_name or name_for(state, named, identity, url), identity, url))
+    return answer_stored(ctx, kept, identity, url, ["✓ Key stored", "", "  Backend:  " + url])
 
 
 def cmd_config_show(ctx, args):
@@ -2196,21 +2162,21 @@ def cmd_config_show(ctx, args):
     except ScriptoError as error:
         if error.code != "unauthenticated":
             raise
-        return {"path": path, "problem": error.envelope()["error"]}, [
-            "Profile file: " + path, "Key:          none. " + error.message]
+        lines = titled([("File", path), ("Key", "none. " + error.message)])
+        return {"path": path, "problem": error.envelope()["error"]}, lines
     warn_of_end(ctx, target)
-    by = "SCRIPTO_PROFILE" if ctx.env.get("SCRIPTO_PROFILE") else "active"
-    by = by if args.profile is None else "--profile"
+    chosen = "SCRIPTO_PROFILE" if ctx.env.get("SCRIPTO_PROFILE") else "active"
+    by = chosen if args.profile is None else "--profile"
     profile = target.name and {"name": target.name, "source": by}
     key = {"apiKey": MASKED_KEY, "source": target.key_source,
            "profile": target.name if target.profile else None}
-    rows = [("Profile file", path), ("Profile", profile and f"{target.name} ({by})"),
-            ("Key", f"{MASKED_KEY} (from {target.key_source})"), ("Key ends", text_of(target.profile, "expiresAt") or None),
+    ends = text_of(target.profile, "expiresAt") or None
+    rows = [("File", path), ("Profile", profile and f"{target.name} ({by})"),
+            ("Key", f"{MASKED_KEY} (from {target.key_source})"), ("Key ends", ends),
             ("Base URL", f"{target.base_url} (from {target.url_source})")]
     url = {"url": target.base_url, "source": target.url_source}
-    return {"path": path, "profile": profile, "key": key, "baseUrl": url,
-            "expiresAt": text_of(target.profile, "expiresAt") or None}, [
-        f"{title + ':':13} {value}" for title, value in rows if value]
+    data = {"path": path, "profile": profile, "key": key, "baseUrl": url, "expiresAt": ends}
+    return data, titled(rows)
 
 
 def cmd_config_clear(ctx, args):
