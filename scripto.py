@@ -22,9 +22,8 @@ import time
 __version__ = "0.2.0"
 
 
-
 class Lazy:
-    """A module that is loaded when one of its names is used. These three would take more time than
+    """A module that is loaded when one of its names is used. These three would take as much time as
     the rest of a start."""
 
     def __init__(self, module):
@@ -40,16 +39,14 @@ collections, contextlib, re = map(Lazy, ("collections", "contextlib", "re"))
 
 def context_manager(work):
     """contextlib's, which is loaded at the first call."""
-    return lambda *values: contextlib.contextmanager(work)(*values)
+    made = []
 
+    def enter(*values):
+        if not made:
+            made.append(contextlib.contextmanager(work))
+        return made[0](*values)
 
-class Record:
-    """A row with named columns, as of a named tuple, in that order."""
-
-    columns = ""
-
-    def __init__(self, *values):
-        self.__dict__.update(zip(self.columns.split(), values))
+    return enter
 
 
 # ---- Constants ------------------------
@@ -168,19 +165,11 @@ def failed(message, next_action):
     return ScriptoError("failed-precondition", message, next_action)
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal of that number came."""
-
-    def __init__(self, number):
-        super().__init__(number)
-        self.number = number
-
-
 def interrupted(cause, next_action):
-    """The error `cancelled` for a KeyboardInterrupt. Its exit status is 128 plus the signal's
-    number: 130 for Ctrl-C, 143 for SIGTERM, as in a shell."""
+    """The error `cancelled` for a KeyboardInterrupt, which holds a signal's number unless it is
+    Python's own for Ctrl-C. The exit status is 128 plus that number, as in a shell."""
     error = ScriptoError("cancelled", "Interrupted.", next_action)
-    error.exit_status = 128 + getattr(cause, "number", 2)
+    error.exit_status = 128 + (cause.args or (2,))[0]
     return error
 
 
@@ -877,11 +866,14 @@ def remove_profiles(state, names):
 # Which key and which base URL are in force, and why. Nothing is sent or written here.
 
 
-class Target(Record):
+class Target:
     """`name` is that of the profile in force, None for none. `profile` is the one that the key is
     from, {} for a key that was given."""
 
-    columns = "base_url url_source key key_source name profile"
+    def __init__(self, base_url, url_source, key, key_source, name, profile):
+        self.base_url, self.url_source = base_url, url_source
+        self.key, self.key_source = key, key_source
+        self.name, self.profile = name, profile
 
 
 def given(ctx, check, flag, value, variable):
@@ -3689,7 +3681,7 @@ def stop(number, _):
     import signal  # lazy
 
     on_signals(signal.SIG_IGN)
-    raise Stopped(number)
+    raise KeyboardInterrupt(number)
 
 
 def server_for(ctx, args):
@@ -3824,8 +3816,8 @@ def cmd_serve(ctx, args):
                 return run_beside(ctx, args, url)
             while True:
                 time.sleep(0.5)
-    except Stopped as stopped:
-        return 128 + stopped.number if args.command else 0
+    except KeyboardInterrupt as cause:
+        return interrupted(cause, "").exit_status if args.command else 0
 
 
 def cmd_users(ctx, args):
@@ -4195,12 +4187,13 @@ BACKEND = " --api-url --profile"
 SIGN_IN, KEY = " --name --profile-name --expires-in" + BACKEND, "--api-key" + BACKEND
 
 
-class Command(Record):
+class Command:
     """The function, what it is for, the arguments and flags (! marks what is needed), an example of
     them, and where it changes something."""
 
-    columns = "work purpose takes example changes"
-    example = changes = ""
+    def __init__(self, work, purpose, takes, example="", changes=""):
+        self.work, self.purpose, self.takes = work, purpose, takes
+        self.example, self.changes = example, changes
 
 
 COMMANDS = {
@@ -4334,15 +4327,12 @@ def find_command(words):
         name = " ".join(words[:size])
         if name in COMMANDS:
             return name, words[size:]
-    known = {}
+    known = {word: "scripto " + name for word, name in ELSEWHERE.items()}
     for name in (*COMMANDS, *GROUPS, "help", "--help", "--version"):
         known[name] = known[name.split()[-1]] = "scripto " + name  # `logn` is like `auth login`
-    hint = "see the commands with: scripto --help"
-    if words[0].startswith("-"):
-        hint = "put flags behind the command"
+    flag = words[0].startswith("-")
+    hint = "put flags behind the command" if flag else "see the commands with: scripto --help"
     typed = " ".join(words[: 1 + (words[0] in GROUPS)])
-    if typed in ELSEWHERE:
-        raise invalid(f"Unknown command '{typed}'.", "did you mean: scripto " + ELSEWHERE[typed])
     raise unknown("command", typed, known, hint)
 
 
