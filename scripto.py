@@ -936,7 +936,8 @@ def stored_target(ctx, name, profile, url=None, url_source=None):
     key, own = key_of(profile), stored_url(ctx, name, profile)
     if url and origin_of(url) != origin_of(own):
         problem = f"belongs to {own} and is not sent to {url} (from {url_source})"
-        hint = f"drop {url_source}, pass --api-key, or {NEXT_SIGN_IN}" + flagged("--api-url", url)
+        way_in = NEXT_SIGN_IN + flagged("--api-url", url)
+        hint = f"drop {url_source}, pass a key of that backend to --api-key -, or {way_in}"
         raise failed(f"The key of profile '{name}' {problem}.", hint)
     return Target(url or own, url_source or "profile", key, "profile", name, profile)
 
@@ -2304,9 +2305,10 @@ def cmd_api(ctx, args):
 EXIT_STATUSES = {
     0: "done",
     1: "not so: do what `nextAction` says",
-    2: "a wrong flag, email, code or mailbox: mend what `message` names",
+    2: "a wrong flag, email, code or mailbox, or a question that nobody is there to answer: mend what"
+       " `message` names",
     3: "may work later (network, backend, too many tries, no mail yet): wait, then retry",
-    4: "no valid key: sign in",
+    4: "no valid key: do what `nextAction` says, mostly sign in",
     130: "interrupted, or declined at a prompt",
     143: "ended by SIGTERM",
 }
@@ -2405,8 +2407,9 @@ scripto auth login-request --email you@example.com --json
 scripto auth login-complete --email you@example.com --code 123456 --json
 ```
 
-`--name TEXT` names the key, for lists. After Ctrl-C, SIGTERM (exit status 143) or a time-out of the
-first form the code is still good: `nextAction` is the login-complete line to go on with.
+`--name TEXT` names the key, for lists; `--expires-in 30` ends it in 30 days. After Ctrl-C, SIGTERM
+(exit status 143) or a time-out of the first form the code is still good: `nextAction` is the
+login-complete line to go on with. A mailbox that does not exist yet counts as empty.
 
 ## Read the answer
 
@@ -2418,12 +2421,12 @@ With --json standard output is exactly one line, `{"success": true, "data": ...}
 ```
 
 `error.httpStatus` is there where a backend answered, `error.retryAfter` (seconds) where it said so.
-Do what nextAction says, or show it to your user word for word. Two of them come too early to obey:
+Do what nextAction says, or show it to your user word for word. One comes too early to obey:
 
 - Wrong code (`invalid-argument`, httpStatus 400): the message says how many tries are left. Compare
   the digits with the mail and repeat login-complete. Ask for a new code when no try is left, and
   never in a loop: an email gets 5 in 15 minutes. A code works once, within 10 minutes.
-- Malformed code (`invalid-argument`, no httpStatus): nothing was sent. Repeat it with six digits.
+- Malformed code (`invalid-argument`, no httpStatus): nothing was sent. nextAction is right.
 
 Exit statuses:
 
@@ -2454,7 +2457,8 @@ scripto api api/keys
 ```
 
 `scripto api` prints the reply as it came. It takes `-d JSON` for a POST, `-X METHOD`, and `-i` for
-status and headers (with --json: `{status, headers, body}`). An error's body goes to standard error.
+status and headers. With `-i --json` `data` is `{status, headers, body}`, beside `error`, too. Without
+--json the body of an error goes to standard error, before the lines that say what to do.
 
 ```sh
 scripto api some/path -d '{"a": 1}' -i --json
@@ -2479,7 +2483,8 @@ for one command, or for agents side by side. `scripto logout [NAME]` forgets a k
 only with --revoke; no other profile becomes active by that.
 
 More: `scripto doctor` (what is wrong here), `scripto guide --json` (every command, flag, variable
-and answer), `scripto completion bash|zsh|fish`.
+and answer), `eval "$(scripto completion bash)"` in ~/.bashrc (or zsh, fish). As an agent skill:
+`mkdir -p ~/.claude/skills/scripto && scripto guide --skill > ~/.claude/skills/scripto/SKILL.md`
 """
 SKILL = """---
 name: scripto
@@ -3944,11 +3949,12 @@ def examine_access(ctx, args, found):
     try:
         found["access"] = target = resolve(ctx, args)
     except ScriptoError as error:
+        found["access"] = resolve(ctx, args, with_key=False)  # the backend can be asked without
         if error.code != "unauthenticated":
             raise
-        found["access"] = resolve(ctx, args, with_key=False)
         return "warning", error.message, error.next_action
-    sources = f"key from {target.key_source}, base URL {target.base_url} from {target.url_source}"
+    source = f"profile {target.name}" if target.key_source == "profile" else target.key_source
+    sources = f"key from {source}, base URL {target.base_url} from {target.url_source}"
     return "ok", sources, None
 
 
@@ -3981,7 +3987,7 @@ def examine_backend(ctx, args, found):
 
 def examine_key(ctx, args, found):
     if found["access"].key is None:
-        return "skipped", "there is none", None
+        return "skipped", "there is none to ask with", None
     if found["backend"]:
         raise found["backend"]
     warning = expiry_warning(found["access"])
@@ -4156,7 +4162,7 @@ OPTIONS = {  # flag: (what it takes, None for a switch; what it is for)
     "--profile": ("NAME", "the profile (else SCRIPTO_PROFILE, the active one)"),
     "--api-key": ("KEY", "the key (else SCRIPTO_API_KEY, the profile's); - reads standard input"),
     "--yes": (None, "do not ask"),
-    "--expires-in": ("DAYS", "when the new key is to end (never)"),
+    "--expires-in": ("DAYS", "in how many days the new key ends (never)"),
     "--others": (None, "all but the one in use"),
     "--all": (None, "all profiles"),
     "-X": ("METHOD", "the method (GET; POST with -d)"),
@@ -4228,7 +4234,10 @@ COMMANDS = {
         cmd_serve, "run a backend",
         "--host --port --db --mail --mail-from --public-url --tls-cert --tls-key"
         " --behind-proxy --rate-limit --allow --key-days --", "--mail maildir:mail", "here"),
-    "completion": Command(cmd_completion, "make a shell complete all this", "shell!", "bash"),
+    "completion": Command(
+        cmd_completion, "print a completion script, for the shell's start-up file: in ~/.bashrc or"
+        " ~/.zshrc eval \"$(scripto completion bash)\", in fish scripto completion fish | source",
+        "shell!", "bash"),
     "api": Command(
         cmd_api, "send a request with the key, and print the reply as it comes",
         "path! -X -d -q -H -i " + KEY, "api/keys/key_1f2e3d -X DELETE", "backend"),
