@@ -1500,12 +1500,13 @@ def examine(content, email):
 
 def open_input(ctx, place, email):
     """Each look waits for more to read, and returns all of it; None at the end."""
-    said = []
+    said = b""
 
     def look():
+        nonlocal said
         more = next_bytes(ctx)
-        said[:] = [shortened(b"".join(said) + more, MAIL_BYTES)]
-        return {"standard input": said[0].decode("utf-8", "replace")} if more else None
+        said = shortened(said + more, MAIL_BYTES)
+        return {"standard input": said.decode("utf-8", "replace")} if more else None
 
     return look
 
@@ -1707,6 +1708,10 @@ SOURCES = {"-": (open_input, 0), "cmd": (open_command, 1), "maildir": (open_mail
            "mbox": (open_mbox, 0.2), "imap": (open_imap, 1), "imaps": (open_imap, 1)}
 
 
+def unread(place, error, next_action, kind=failed):
+    return kind(f"The mailbox {place} cannot be read: {error.strerror}.", next_action)
+
+
 def open_source(ctx, source, email):
     """(a function that looks, seconds between two looks). Raises invalid-argument, or what a mail
     server does wrong. A look returns {name: mail as bytes, or text}, None when no more can come."""
@@ -1718,14 +1723,21 @@ def open_source(ctx, source, email):
     try:
         return opener(ctx, place, email), pause
     except OSError as error:
-        problem = f"The mailbox {place} cannot be read: {error.strerror}."
-        raise invalid(problem, NEXT_SOURCE) from error
+        raise unread(place, error, NEXT_SOURCE, invalid) from error
+
+
+def codes_of_all(came):
+    """[(code, rank)] of what came, the most likely first; at equal rank of the newest mail, by the
+    numbers in its name."""
+    newest = sorted(came, key=lambda name: list(map(int, re.findall("[0-9]+", name))))[::-1]
+    codes = [each for name in newest for each in came[name][2].items()]
+    return sorted(codes, key=lambda each: -each[1])
 
 
 def codes_polled(source, email, came):
-    """Yields each code once, as it comes: of all that is new the most likely one first, then of the
-    newest mail. An unlikely one waits for better. It ends when no more can come, or when a command
-    prints only what was refused. In `came` is what was found: {name: (mail, *examine(mail))}."""
+    """Yields each code once, as it comes, an unlikely one when no better one came meanwhile. It
+    ends when no more can come, or when a command prints only what was refused. In `came` is what
+    was found at last: {name: (mail, whether to that email, its codes)}."""
     (look, pause), tried, since = source, set(), {}
     while True:
         found = look()
@@ -1736,11 +1748,9 @@ def codes_polled(source, email, came):
         for name, mail in found.items():
             if name not in came or came[name][0] != mail:
                 came[name] = (mail, *examine(mail, email))
-        newest = sorted(came, key=lambda name: list(map(int, re.findall("[0-9]+", name))))[::-1]
-        codes = [each for name in newest for each in came[name][2].items()]
-        codes.sort(key=lambda each: -each[1])
+        codes = codes_of_all(came)
         texts = any(to_us is None for _, to_us, _ in came.values())
-        if texts and pause and codes and tried.issuperset(code for code, _ in codes):
+        if texts and pause and codes and tried.issuperset(dict(codes)):
             return
         for code, rank in codes:
             waited = time.monotonic() - since.setdefault(code, time.monotonic())
@@ -1785,7 +1795,7 @@ def codes_awaited(ctx, source, email, seconds, then):
         problem = f"{what} came within {seconds} seconds: {what_came(came, email, tried)}."
         raise ScriptoError("deadline-exceeded", problem, then) from None
     except OSError as error:
-        raise failed(f"The mailbox cannot be read: {error.strerror}.", then) from error
+        raise unread(error.filename, error, then) from error
     except ScriptoError as error:
         error.next_action = then
         raise
@@ -1982,7 +1992,7 @@ def cmd_login(ctx, args):
         return first_right(ctx, codes, lambda code: sign_in(ctx, args, target, file, code, ticket))
     except KeyboardInterrupt as cause:
         if is_terminal(ctx.stderr):
-            say(ctx, "")  # the cursor stands behind ^C
+            say(ctx, "")  # what was typed stands on the line
         raise interrupted(cause, then) from None
 
 

@@ -523,6 +523,7 @@ def test_a_mailbox_that_disappears(kind, newest, backend, tmp_path):
     status, envelope, _ = ended(process)
     assert (status, envelope["error"]["code"]) == (1, "failed-precondition")
     assert envelope["error"]["nextAction"] == go_on("--api-url", backend.url)
+    assert "mailbox %s cannot be read" % (tmp_path / "in") in envelope["error"]["message"]
 
 
 def test_a_maildir_that_is_yet_to_come(scripto, backend, tmp_path):
