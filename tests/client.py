@@ -161,3 +161,21 @@ def complete(email, code, url):
 
 GOOD = json.dumps(some_state()).encode()
 OFFLINE = {"HTTPS_PROXY": NOWHERE, "SCRIPTO_TIMEOUT": "5"}  # should production be asked after all
+
+COMMANDS = {"whoami": ["whoami", "--api-key", KEY], "login-request": LOGIN_REQUEST,
+            "login-complete": LOGIN_COMPLETE}  # fmt: skip
+
+
+def ask(scripto, url, command="whoami", **start):
+    """One command against that URL, in JSON."""
+    return scripto.run(*COMMANDS[command], "--api-url", url, "--json", **start)
+
+
+def said(result, code, status, next_action=None):
+    """An error as a person sees it, the two lines at the end of standard error; returns what
+    stands before them."""
+    assert (result.status, result.out) == (status, ""), result.out + result.err
+    *before, message, hint = result.err.splitlines()
+    assert message.startswith("✗ ") and hint.startswith("  next: ")
+    assert next_action in (None, hint[len("  next: ") :])
+    return "\n".join(before)

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from client import KEY
+from client import KEY, said
 from conftest import EDGES, PROGRAM, Scripto, Terminal, http_reply, python_id
 
 
@@ -24,16 +24,6 @@ def at(newest, raw_server):
         return api, server
 
     return start
-
-
-def said(result, code, status, next_action=None):
-    """An error as a person sees it, the two lines at the end of standard error; returns what
-    stands before them."""
-    assert (result.status, result.out) == (status, ""), result.out + result.err
-    *before, message, hint = result.err.splitlines()
-    assert message.startswith("✗ ") and hint.startswith("  next: ")
-    assert next_action in (None, hint[len("  next: ") :])
-    return "\n".join(before)
 
 
 # ---- The request ----

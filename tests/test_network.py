@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from client import KEY
+from client import COMMANDS, KEY, ask
 from conftest import PROGRAM, RawServer, Scripto, http_reply, self_signed, server_side
 
 SECRET = "pass/word"
@@ -15,19 +15,8 @@ SECRET = "pass/word"
 USER = http_reply({"user": {"id": "user_1", "email": "you@example.com", "name": ""}})
 CODE_SENT = http_reply({"success": True, "data": {"ok": True, "email": "you@example.com"}})
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-COMMANDS = {
-    "whoami": ["whoami", "--api-key", KEY],
-    "login-request": ["auth", "login-request", "--email", "you@example.com"],
-    "login-complete": ["auth", "login-complete", "--email", "you@example.com",
-                       "--code", "123456"],
-}  # fmt: skip
 SOON = {"SCRIPTO_TIMEOUT": "0.5"}
 SPENDING = ["login-request", "login-complete"]  # what must never be sent twice
-
-
-def ask(scripto, url, command="whoami", **start):
-    """One command against that URL, in JSON."""
-    return scripto.run(*COMMANDS[command], "--api-url", url, "--json", **start)
 
 
 def reset(connection):

@@ -3,18 +3,8 @@ import os
 import shutil
 import signal
 
-from client import KEY
+from client import KEY, said
 from conftest import PROGRAM
-
-
-def said(result, code, status, next_action=None):
-    """An error as a person sees it, the two lines at the end of standard error; returns what
-    stands before them."""
-    assert (result.status, result.out) == (status, ""), result.out + result.err
-    *before, message, hint = result.err.splitlines()
-    assert message.startswith("✗ ") and hint.startswith("  next: ")
-    assert next_action in (None, hint[len("  next: ") :])
-    return "\n".join(before)
 
 
 def test_run_hands_over_key_and_backend(scripto, backend):

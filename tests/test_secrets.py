@@ -1,21 +1,8 @@
 """No key and no password is shown, by no command, in no error."""
 import pytest
 
-from client import EMAILS, GOOD, KEY, LOGIN_REQUEST, NOWHERE, OFFLINE, complete
+from client import EMAILS, GOOD, KEY, LOGIN_REQUEST, NOWHERE, OFFLINE, ask, complete
 from conftest import case_id, http_reply, in_turn
-
-COMMANDS = {
-    "whoami": ["whoami", "--api-key", KEY],
-    "login-request": ["auth", "login-request", "--email", "you@example.com"],
-    "login-complete": ["auth", "login-complete", "--email", "you@example.com",
-                       "--code", "123456"],
-}  # fmt: skip
-
-
-def ask(scripto, url, command="whoami", **start):
-    """One command against that URL, in JSON."""
-    return scripto.run(*COMMANDS[command], "--api-url", url, "--json", **start)
-
 
 # ---- Keys leak nowhere ----
 
