@@ -288,13 +288,6 @@ def is_terminal(stream):
     return os.name != "nt" or type(raw_of(stream)).__name__ == "_WindowsConsoleIO"
 
 
-def encoded(stream, text):
-    try:
-        return text.encode(stream.encoding)
-    except UnicodeEncodeError:
-        return text.translate(ASCII_FORM).encode(stream.encoding, "backslashreplace")
-
-
 def emit(stream, content):
     """Writes text, or bytes as they are; at a terminal bytes become harmless text. It passes by
     Python's buffer, so that OSError is raised here, and not when Python ends."""
@@ -303,25 +296,27 @@ def emit(stream, content):
     if isinstance(content, bytes) and is_terminal(stream):
         lines = content.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
         content = "\n".join(map(harmless, lines))
-    left = content if isinstance(content, bytes) else encoded(stream, content)
-    while left:
-        written = raw_of(stream).write(left)
+    if isinstance(content, str):
+        try:
+            content = content.encode(stream.encoding)
+        except UnicodeEncodeError:
+            plain = content.translate(ASCII_FORM)
+            content = plain.encode(stream.encoding, "backslashreplace")
+    while content:
+        written = raw_of(stream).write(content)
         if written is None:  # a pipe that does not block is full for now
             time.sleep(0.01)
-        left = left[written or 0 :]
-
-
-def coloured(line):
-    mark = line[:1]
-    return f"\x1b[{COLOURS[mark]}m{mark}\x1b[0m{line[1:]}" if mark in COLOURS else line
+        content = content[written or 0 :]
 
 
 def emit_lines(ctx, stream, lines, end="\n"):
     plain = "NO_COLOR" in ctx.env or ctx.env.get("TERM") == "dumb" or os.name == "nt"
-    lines = map(harmless, lines)
-    if is_terminal(stream) and not plain:
-        lines = map(coloured, lines)
-    emit(stream, "".join(line + end for line in lines))
+    marks, shown = COLOURS if is_terminal(stream) and not plain else (), []
+    for line in map(harmless, lines):
+        if line[:1] in marks:
+            line = f"\x1b[{COLOURS[line[0]]}m{line[0]}\x1b[0m{line[1:]}"
+        shown.append(line + end)
+    emit(stream, "".join(shown))
 
 
 def answer(ctx, stream, envelope, lines):
@@ -1088,7 +1083,7 @@ def trouble_with(url, seconds, error):
 
     reason = getattr(error, "reason", None)  # urllib wraps what happens before the reply
     error = reason if isinstance(reason, Exception) else error
-    where = "%s:%d" % origin_of(url)[1:] + " (through a proxy)" * bool(proxy_for(url))
+    where = "%s:%d" % origin_of(url)[1:]
     why = getattr(error, "strerror", None) or error
     hint = "check that it runs there, the network, any proxy and the base URL (--api-url)"
     if "ssl" in type(error).__module__:  # some Pythons have no ssl to ask
@@ -2229,17 +2224,13 @@ def cmd_run(ctx, args):
 
 def read_body(text):
     """What -d gives, as bytes."""
-    content = os.fsencode(text)
-    if text == "-" or text.startswith("@"):
-        try:
-            with open(text[1:] or 0, "rb") as file:  # 0: standard input
-                content = file.read()
-        except OSError as error:
-            hint = "pass another file with -d"
-            raise invalid(f"The body cannot be read: {error.strerror}.", hint) from error
-    if parse_json(content) is None:
-        raise invalid("What -d gives is not JSON.", "pass JSON, @FILE, or - for standard input")
-    return content
+    if text != "-" and not text.startswith("@"):
+        return os.fsencode(text)
+    try:
+        with open(text[1:] or 0, "rb") as file:  # 0: standard input
+            return file.read()
+    except OSError as error:
+        raise invalid(f"The body cannot be read: {error}.", "pass another file with -d") from error
 
 
 def head_of(reply):
@@ -2516,8 +2507,7 @@ def guide_text(url, text=GUIDE):
 
 
 def cmd_guide(ctx, args):
-    """The JSON is made of the tables that the program runs by. What an option is for holds its
-    default in parentheses."""
+    """The JSON is made of the tables that the program runs by."""
     url = given_url(ctx, args)[0] or default_url(ctx)
     data = {"schemaVersion": 1, "version": __version__, "baseUrl": url, "commands": [
         {"name": name, "purpose": command.purpose, "changes": command.changes,
@@ -2526,8 +2516,7 @@ def cmd_guide(ctx, args):
          "data": DATA[name], "example": f"scripto {name} {command.example}".strip()}
         for name, command in ctx.commands.items()
     ], "everyCommandTakes": ["--json", "--help"], "options": [
-        {"name": name, "takes": takes, "purpose": purpose,
-         "default": (re.findall(r"\(([0-9.]+)\)", purpose) + [None])[0]}
+        {"name": name, "takes": takes, "purpose": purpose}
         for name, (takes, purpose) in ctx.options.items()
     ], "errors": [
         {"code": code, "httpStatus": http, "exitStatus": status}

@@ -112,12 +112,6 @@ def test_what_a_command_needs_is_what_its_parser_asks_for(described, newest):
         assert re.search("missing|required", error["message"]), name
 
 
-def test_a_default_is_named(described):
-    options = {each["name"]: each for each in described["options"]}
-    assert options["--timeout"]["default"] == "90" and options["--port"]["default"] == "8787"
-    assert options["--email"]["default"] is None and options["--yes"]["takes"] is None
-
-
 def test_every_variable_that_the_program_reads_is_named(described):
     with open(PROGRAM, encoding="utf-8") as file:
         program = file.read()
