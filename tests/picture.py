@@ -34,7 +34,7 @@ def demo_lines():
     text = text.decode()
     for pattern, example in EXAMPLES:
         text = re.sub(pattern, example, text)
-    return ["$ python3 scripto.py demo"] + text.splitlines()
+    return ["$ scripto demo"] + text.splitlines()
 
 
 def drawn_line(number, line):

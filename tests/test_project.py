@@ -24,7 +24,7 @@ def test_the_test_command_is_the_same_everywhere():
     """In the README, in CI, on Linux and macOS, and on Windows but for the folder of programs."""
     readme, ci, workflow = ((TOP / name).read_text("utf-8")
                             for name in ("README.md", ".ci/run", ".github/workflows/test.yml"))
-    (command,) = re.findall(r"```sh\n(.*\.venv/bin/pip .*)\n```", readme)
+    (command,) = re.findall(r"```sh.*\n(.*\.venv/bin/pip .*)\n```", readme)
     on_windows = command.replace("python3", "python").replace("/bin/", "/Scripts/")
     assert command in ci
     assert "run: %s\n" % command in workflow and "run: %s\n" % on_windows in workflow
