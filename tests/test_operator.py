@@ -436,14 +436,16 @@ def test_signals_go_to_the_command_and_no_process_is_left(scripto, number):
         "import os, signal, subprocess, sys, time\n"
         "def end(number, _): time.sleep(0.5); os.write(1, b'got %d' % number); os._exit(5)\n"
         "for number in (2, 15): signal.signal(number, end)\n"
-        "subprocess.Popen([sys.executable, '-c', 'import signal, time; '\n"
-        "    'signal.signal(15, signal.SIG_IGN); signal.signal(2, signal.SIG_IGN); time.sleep(60)'])\n"
         "print('pid', os.getpid(), flush=True)\n"
+        "subprocess.Popen([sys.executable, '-c', 'import signal, time; '\n"
+        "    'signal.signal(15, signal.SIG_IGN); signal.signal(2, signal.SIG_IGN); '\n"
+        "    'print(0, flush=True); time.sleep(60)'])\n"
         "time.sleep(60)\n"
     )
     process = scripto.start("serve", "--", sys.executable, "-c", script)
     process.stdout.readline()
     pid = int(process.stdout.readline().split()[1])
+    assert process.stdout.readline() == b"0\n"  # what it started is as far as that
     process.send_signal(number)
     out, _ = process.communicate(timeout=20)
     assert process.returncode == 5 and out.split() == [b"got", b"%d" % number]
