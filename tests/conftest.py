@@ -474,6 +474,21 @@ def backend(start_backend):
     return start_backend()
 
 
+def free_port():
+    """A port at which nobody listens, for a server of the test's own."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.fixture
+def nobody():
+    """The URL of a port at which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield "http://127.0.0.1:%d" % taken.getsockname()[1]
+
+
 class Listener:
     """A server of a test's own, which talks with every connection in a thread: talk(connection).
     With a context TLS is spoken from the first byte."""

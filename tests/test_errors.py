@@ -4,7 +4,6 @@ import os
 import pty
 import re
 import signal
-import socket
 
 import pytest
 
@@ -57,14 +56,6 @@ def check_failure(scripto, words, code, next_action=None, exit_status=None, **ru
 def stores_nothing(scripto):
     """What was tried before the request may have made the file."""
     return not scripto.config.exists() or scripto.state() == {"profiles": {}}
-
-
-@pytest.fixture
-def nobody():
-    """The URL of a port at which nobody listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield "http://127.0.0.1:%d" % taken.getsockname()[1]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import pytest
 from backend import (  # fmt: skip
     FORWARDED, LIVE, LOCKED, ME, WRONG, YOU, answers_at_once, ask, at_once, can_connect,
     code_after_asking, enter, get, held_up, latest_mail, rows, within)
-from conftest import Backend, in_turn, wait_until
+from conftest import Backend, free_port, in_turn, wait_until
 
 # ---- Mail ----
 
@@ -292,9 +292,7 @@ def test_an_email_beyond_ascii_is_mailed_or_refused(
 
 
 def test_no_mail_server_is_a_500(start_backend, scripto):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    backend = start_backend(mail="smtp://127.0.0.1:%d" % port)
+    backend = start_backend(mail="smtp://127.0.0.1:%d" % free_port())
     words = ["auth", "login-request", "--email", YOU, "--api-url", backend.url, "--json"]
     result = scripto.run(*words)
     assert (result.status, result.error["code"]) == (3, "internal")
@@ -491,8 +489,7 @@ class Postfix:
             (folder / name).mkdir()
         folder.chmod(0o755)  # its daemons run as a user of their own
         shutil.chown(str(folder / "data"), "postfix")
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = listener.getsockname()[1]
+        self.port = free_port()
         for name, text in (("main.cf", POSTFIX), ("master.cf", SERVICES)):
             (folder / "conf" / name).write_text(text.format(folder=folder, port=self.port))
         self.config = str(folder / "conf")

@@ -68,14 +68,6 @@ def taking_turns(*answers):
 
 
 @pytest.fixture
-def refusing():
-    """The URL of a port at which nothing listens, and nothing will."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield "http://127.0.0.1:%d" % bound.getsockname()[1]
-
-
-@pytest.fixture
 def with_resolver(tmp_path):
     """The program with a name look-up of the test's making, as a file to run."""
 
@@ -114,10 +106,10 @@ def test_a_name_that_can_be_none(newest, with_resolver, host):
     assert host[-7:] in run.error["message"]
 
 
-def test_a_refused_connection(scripto, refusing):
-    run = ask(scripto, refusing)
+def test_a_refused_connection(scripto, nobody):
+    run = ask(scripto, nobody)
     assert run.status == 3 and run.error["code"] == "network-error"
-    assert refusing[7:] in run.error["message"] and run.error["nextAction"]
+    assert nobody[7:] in run.error["message"] and run.error["nextAction"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -134,9 +126,9 @@ def test_a_reset_in_the_middle_of_the_reply(scripto, raw_server, framing):
 
 
 @pytest.mark.slow
-def test_each_cause_has_words_of_its_own(newest, raw_server, tls, refusing, with_resolver):
+def test_each_cause_has_words_of_its_own(newest, raw_server, tls, nobody, with_resolver):
     causes = {
-        "refused": (refusing, {}),
+        "refused": (nobody, {}),
         "not found": ("https://127.0.0.1.example", {"program": with_resolver(NOT_FOUND)}),
         "reset": (raw_server(reset).url, {}),
         "TLS": (raw_server(USER, tls).url, {}),

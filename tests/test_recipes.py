@@ -4,19 +4,17 @@ Where a recipe needs what cannot run here (a CI service, a container engine), wh
 by hand and the test says so.
 """
 import contextlib
-import json
 import os
 import pathlib
 import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
 
-from conftest import PROGRAM, PYTHONS, Scripto, http_reply, wait_until
+from conftest import PROGRAM, PYTHONS, Scripto, free_port, http_reply, wait_until
 
 README = (pathlib.Path(PROGRAM).parent / "README.md").read_text(encoding="utf-8")
 YOU = "you@example.com"
@@ -86,9 +84,7 @@ def nginx(tmp_path, raw_server):
     with contextlib.ExitStack() as stack:
 
         def start(backend):
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
+            port = free_port()
             inside = raw_server(http_reply(b"inside"))
             block = recipe("nginx", "auth_request").replace("http://127.0.0.1:3000", inside.url)
             block = block.replace("http://127.0.0.1:8787", backend.url)

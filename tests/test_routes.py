@@ -7,7 +7,6 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import time
@@ -18,7 +17,7 @@ import pytest
 from backend import (  # fmt: skip
     DAY, ME, REQUEST, RESOURCE, WRONG, YOU, Reply, age, can_connect, code_after_asking, enter, get,
     is_accepted, keys_of, message_of)
-from conftest import EDGES, PROGRAM, Backend, Scripto, wait_until
+from conftest import EDGES, PROGRAM, Backend, Scripto, free_port, wait_until
 
 # ---- Keys ----
 
@@ -261,8 +260,7 @@ def nginx(folder, backend):
     program = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
     if not program:
         pytest.skip("no nginx")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     user = "user root;" if os.geteuid() == 0 else ""  # whose folder the test's is
     (folder / "page.html").write_text("the guarded page")
     config = folder / "nginx.conf"
