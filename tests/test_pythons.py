@@ -32,6 +32,11 @@ for name in %(functions)r:
 if not hasattr(os, "geteuid"):  # Windows says of every file that it is user 0's
     fstat = os.fstat
     os.fstat = lambda file: os.stat_result([*fstat(file)[:4], 0, *fstat(file)[5:]])
+class msvcrt:  # what Windows has instead of fcntl
+    LK_NBLCK = 2
+    locking = staticmethod(lambda *_: None)
+
+sys.modules["msvcrt"] = msvcrt
 runpy.run_path(%(program)r, run_name="__main__")
 """
 WINDOWS = ["fcntl", "pwd", "grp", "termios", "resource"]
@@ -253,9 +258,9 @@ def test_a_key_from_the_environment_needs_no_home(newest, raw_server, without):
     assert newest.run("whoami", program=program, env=env).status == 0
 
 
-def test_without_authorities_https_says_what_to_install(newest, raw_server, tmp_path):
+def test_without_authorities_https_says_what_to_install(newest, raw_server, tls, tmp_path):
     env = {"SSL_CERT_FILE": str(tmp_path / "none"), "SSL_CERT_DIR": str(tmp_path / "none")}
-    words = ["doctor", "--json", "--api-key", KEY, "--api-url", "https://127.0.0.1:1"]
+    words = ["doctor", "--json", "--api-key", KEY, "--api-url", raw_server(USER, tls).url]
     checks = newest.run(*words, env=env).envelope["data"]["checks"]
     broken = [each for each in checks if each["status"] == "error"]
     assert any("ca-certificates" in each["nextAction"] for each in broken)
