@@ -3724,8 +3724,7 @@ def serving(ctx, args):
     try:
         yield server
     finally:
-        if ctx.alone:
-            on_signals(signal.SIG_IGN)
+        on_signals(signal.SIG_IGN)
         server.finish()
         backend.store.close()
         backend.log.close()
@@ -3790,8 +3789,7 @@ def run_beside(ctx, args, url):
     """Runs the command, passes signals on to it, and ends what it started. Returns its exit status,
     as a shell has it."""
     signals = []
-    if ctx.alone:
-        on_signals(lambda number, _: signals.append(number))
+    on_signals(lambda number, _: signals.append(number))
     process = start_command(ctx, args, url)
     try:
         while process.poll() is None:
@@ -4344,37 +4342,37 @@ def find_command(words):
     raise unknown("command", typed, known, hint)
 
 
-def check_values(parser, args, takes, behind):
-    """`behind` is `--` and what stands behind it, which belongs to another program."""
-    for value in vars(args).values():
-        if value == [] or isinstance(value, list) and [] in value:  # up to 3.12, of `--name=--`
-            parser.error("a value is missing")
-    if behind and "--" not in takes:
-        parser.error(f"'{parser.prog}' takes nothing behind --")
-    args.command = behind[1:] or None
-    if not args.command and (behind or takes.get("--")):
-        parser.error("the command behind -- is missing")
+def check_extra(ctx, parser, takes, word):
+    """Raises the error for a word that argparse does not know."""
+    if getattr(ctx.args, "code", None) and word.isdigit():
+        hint = "put it in quotes: " + ctx.then(SECOND_STEP[0], "--code '<6-digit-code>'")
+        raise invalid("The code is in two words.", hint)
+    hint = f"see: {parser.prog} --help"
+    if "--" in takes and word[:1] != "-":
+        hint = f"put a command behind two dashes: {parser.prog} -- COMMAND"
+    known = {flag: flag for flag in (*takes, "--json", "--help") if re.match("--.", flag)}
+    raise unknown("argument", word, known, hint)
 
 
 def parse(ctx, name, words, behind):
-    """The arguments by name."""
-    parser = parser_for(name)
-    takes = dict(arguments_of(COMMANDS[name]))
+    """The arguments by name. `behind` is `--` and what stands behind it, which belongs to another
+    program."""
+    parser, takes = parser_for(name), dict(arguments_of(COMMANDS[name]))
     try:
         args, extra = parser.parse_known_args(words)
     except IndexError:  # what Python up to 3.11 makes of `-i=`
         parser.error("a switch takes no value")
     ctx.command, ctx.args = name, args
-    if extra and getattr(args, "code", None) and extra[0].isdigit():
-        hint = "put it in quotes: " + ctx.then(SECOND_STEP[0], "--code '<6-digit-code>'")
-        raise invalid("The code is in two words.", hint)
     if extra:
-        known = {word: word for word in (*takes, "--json", "--help") if re.match("--.", word)}
-        hint = f"see: {parser.prog} --help"
-        if "--" in takes and extra[0][:1] != "-":
-            hint = f"put a command behind two dashes: {parser.prog} -- COMMAND"
-        raise unknown("argument", extra[0], known, hint)
-    check_values(parser, args, takes, behind)
+        check_extra(ctx, parser, takes, extra[0])
+    for value in vars(args).values():
+        if value == [] or isinstance(value, list) and [] in value:  # up to 3.12, of `--name=--`
+            parser.error("a value is missing")
+    if behind and "--" not in takes:
+        parser.error(f"'{parser.prog}' takes nothing behind --")
+    args.command = behind[1:]
+    if not args.command and (behind or takes.get("--")):
+        parser.error("the command behind -- is missing")
     return args
 
 
@@ -4409,8 +4407,7 @@ def run(ctx, words):
 
         if not shutil.which(args.command[0]):  # before anything is served or said
             raise not_run(args.command, "there is no such program")
-    if ctx.alone:
-        on_signals(stop)
+    on_signals(stop)
     return COMMANDS[name].work(ctx, args)
 
 
@@ -4434,20 +4431,11 @@ def status_of(ctx, words):
         return show_error(ctx, ScriptoError("internal", text, hint + PRODUCTION_URL))
 
 
-def main(argv=None):
-    """Called with words it returns the exit status. Called without, it takes those of the process
-    and exits with the status, so that it can start a zip file."""
-    words = sys.argv[1:] if argv is None else argv
+def main():
+    """Ends the process with the exit status."""
     ctx = Context(COMMANDS, OPTIONS)
-    ctx.alone = argv is None  # else signals are the business of the program that imports this
     ctx.umask = os.umask(0o077)  # what is made here holds keys, codes and hashes
-    try:
-        status = status_of(ctx, words)
-    finally:
-        os.umask(ctx.umask)
-    if argv is None:
-        sys.exit(status)
-    return status
+    sys.exit(status_of(ctx, sys.argv[1:]))
 
 
 if __name__ == "__main__":

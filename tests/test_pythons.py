@@ -258,14 +258,6 @@ def test_a_key_from_the_environment_needs_no_home(newest, raw_server, without):
     assert newest.run("whoami", program=program, env=env).status == 0
 
 
-def test_without_authorities_https_says_what_to_install(newest, raw_server, tls, tmp_path):
-    env = {"SSL_CERT_FILE": str(tmp_path / "none"), "SSL_CERT_DIR": str(tmp_path / "none")}
-    words = ["doctor", "--json", "--api-key", KEY, "--api-url", raw_server(USER, tls).url]
-    checks = newest.run(*words, env=env).envelope["data"]["checks"]
-    broken = [each for each in checks if each["status"] == "error"]
-    assert any("ca-certificates" in each["nextAction"] for each in broken)
-
-
 @pytest.mark.parametrize("module, told, status", [
     ("_ssl", "- tls", 0), ("sqlite3", "! sqlite", 0), ("fcntl", "", 0), ("pwd", "", 0),
     ("json", "'json'", 1), ("http.client", "'http.client'", 1),
@@ -359,20 +351,6 @@ def test_no_request_loads_a_module(newest, tmp_path):
 
 
 # ---- Hosts of the program ----
-
-
-def python_run(newest, code, **more):
-    env = dict(newest.env, PYTHONPATH=str(pathlib.Path(conftest.PROGRAM).parent))
-    process = subprocess.run([newest.python, "-c", code], env=env, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, **more)
-    assert b"Traceback" not in process.stderr, process.stderr
-    return process.returncode, process.stdout.decode()
-
-
-def test_an_importer_gets_a_status_and_keeps_its_umask(scripto):
-    code = ("import os, scripto\nos.umask(0o022)\nstatus = scripto.main(['auth', 'token'])\n"
-            "print(status, oct(os.umask(0)))")  # fmt: skip
-    assert python_run(scripto, code) == (0, "4 0o22\n")
 
 
 def as_zip(scripto, tmp_path):
