@@ -211,7 +211,7 @@ def shell_word(text):
 def flagged(flag, value):
     """As a shell takes it; a value that looks like a flag has to be tied to its own."""
     tie = "=" if value.startswith("-") and value != "-" else " "
-    return f" {flag}{tie}{shell_word(value)}"
+    return f"{flag}{tie}{shell_word(value)}"
 
 
 def arguments_of(command):
@@ -224,13 +224,12 @@ def flags_in(args, flags):
     repeated, and a key only as a placeholder."""
     for flag in flags:
         value = getattr(args, flag.lstrip("-").replace("-", "_"), None)
-        for each in value if isinstance(value, list) else [value]:
-            if flag == "--api-key" and each not in (None, "-"):
-                yield " --api-key <your-key>"
-            elif each is True:
-                yield " " + flag
-            elif each and flag != "--code":
-                yield flagged(flag, str(each))
+        if flag == "--api-key" and value not in (None, "-"):
+            yield "--api-key <your-key>"
+        elif value is True:
+            yield flag
+        elif value and flag != "--code":
+            yield flagged(flag, value)
 
 
 class Context:
@@ -247,13 +246,13 @@ class Context:
     def then(self, command, *more):
         """The line that runs that command with those flags of this call that it takes. `more` are
         further words, quoted by the caller; they stand behind --email, as auth.md has it."""
-        more = " ".join(("",) + more)
         had = dict(arguments_of(self.commands[self.command])) if self.command else {}
+        given = " ".join(more).split()
         flags = [word for word, _ in arguments_of(self.commands[command])
-                 if word.startswith("-") and word in had and word not in more.split()]
-        parts = list(flags_in(self.args, flags))
-        parts.insert(bool(parts) and parts[0].startswith(" --email"), more)
-        return f"scripto {command}" + "".join(parts)
+                 if word.startswith("-") and word in had and word not in given]
+        words = list(flags_in(self.args, flags))
+        place = int("--email" in flags and bool(self.args.email))  # no table has a flag before it
+        return " ".join(["scripto", command, *words[:place], *more, *words[place:]])
 
 
 # ---- Terminal -------------------------
@@ -700,33 +699,30 @@ class ProfileFile:
             return b"{}"
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise self.trouble("is not a regular file")
+            if not stat.S_ISREG(status.st_mode) or status.st_size > PROFILE_BYTES:
+                raise self.trouble("is not a regular file, or is too large")
             if user_id() and status.st_uid not in (0, user_id()):  # it might name a thief's URL
                 raise self.trouble(f"belongs to user {status.st_uid}, who is not trusted")
             if status.st_mode & 0o077 and os.name == "posix":
                 warn(self.ctx, f"others have access to {self.shown}, until the next write")
-            return file.read(PROFILE_BYTES + 1)
+            return file.read()
 
     def read(self):
         """The file's object, with unknown members; "profiles" is always there."""
         import json  # lazy
 
         try:
-            content = self.content()
-            content = content.decode("utf-8-sig") if len(content) <= PROFILE_BYTES else ""
-            state = json.loads(content)
+            state = json.loads(self.content().decode("utf-8-sig"))
             profiles, active = state.setdefault("profiles", {}), state.get("activeProfile")
             sound = all(isinstance(each, dict) for each in [profiles, *profiles.values()])
-            sound = sound and (active is None or text_of(state, "activeProfile"))
+            if not sound or active is not None and not text_of(state, "activeProfile"):
+                raise ValueError
         except OSError as error:
             trouble = self.trouble("cannot be read: " + error.strerror)
             trouble.unseen = isinstance(error, (PermissionError, NotADirectoryError))
             raise trouble from error
         except (ValueError, RecursionError, AttributeError):  # no object where one has to be
-            sound = False
-        if not sound:
-            raise self.trouble("is too large, or not JSON that holds profiles")
+            raise self.trouble("is not JSON that holds profiles")
         return state
 
     def open_lock(self):
@@ -819,8 +815,10 @@ def name_for(state, named, identity, base_url):
         raise failed(problem, hint)
     local = identity.get("email", "").partition("@")[0].lower()
     first = re.sub("[^a-z0-9._-]+", "-", local)[:60].strip("-") or "default"
-    if named is not None or own:
-        return named or (first if first in own else own[0])
+    if named:
+        return named
+    if own:
+        return first if first in own else own[0]
     numbered = (f"{first}-{number}" for number in range(2, len(profiles) + 2))
     return next(name for name in (first, *numbered) if name not in profiles)
 
@@ -931,7 +929,7 @@ def stored_target(ctx, name, profile, url=None, url_source=None):
     key, own = key_of(profile), stored_url(ctx, name, profile)
     if url and origin_of(url) != origin_of(own):
         problem = f"belongs to {own} and is not sent to {url} (from {url_source})"
-        way_in = NEXT_SIGN_IN + flagged("--api-url", url)
+        way_in = NEXT_SIGN_IN + " " + flagged("--api-url", url)
         hint = f"drop {url_source}, pass a key of that backend to --api-key -, or {way_in}"
         raise failed(f"The key of profile '{name}' {problem}.", hint)
     return Target(url or own, url_source or "profile", key, "profile", name, profile)
@@ -966,8 +964,8 @@ def expiry_warning(target):
     if not ends or ends > timestamp(time.time() + 7 * DAY):
         return None
     email = text_of(target.profile, "email")
-    email = flagged("--email", email) if email else " --email <your-email>"
-    hint = f"sign in again with: scripto auth login-request{email} --profile {target.name}"
+    email = flagged("--email", email) if email else "--email <your-email>"
+    hint = f"sign in again with: scripto auth login-request {email} --profile {target.name}"
     return f"the key of profile '{target.name}' ends at {ends}", hint
 
 
@@ -1910,10 +1908,9 @@ def sign_in(ctx, args, target, file, code, ticket=None):
         kept = file.change(lambda state: store_profile(
             state, name_for(state, name_by_hand(ctx, args), identity, url), identity, url))
     except (ScriptoError, KeyboardInterrupt) as error:
-        words = flagged("--api-key", identity["apiKey"])
-        words += "".join(flags_in(args, ["--profile-name"])) + flagged("--api-url", url)
+        words = flagged("--api-key", identity["apiKey"]), flagged("--api-url", url)
         problem = f"Signed in, but the key could not be stored. {error}"
-        raise failed(problem, "store it with: scripto config set" + words) from None
+        raise failed(problem, "store it with: " + ctx.then("config set", *words)) from None
     if args.expires_in and "expiresAt" not in identity:
         warn(ctx, "the backend does not know --expires-in: this key lasts until it is revoked")
     lines = ["✓ Signed in", "", *titled([("Email", identity["email"])])]
@@ -2038,8 +2035,8 @@ def cmd_use(ctx, args):
 
 
 def keys_of(ctx, target):
-    """The user's keys, newest use first. `current` is the one that asks: of a profile by its id,
-    else by how it starts."""
+    """The user's keys. `current` is the one that asks: of a profile by its id, else by how it
+    starts."""
     keys = call(ctx, target, "GET", "/api/keys", "data").get("keys")
     if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
         raise bad_reply(target.base_url, "sent no list of keys")
@@ -2047,7 +2044,6 @@ def keys_of(ctx, target):
     for key in keys:
         start = KEY_PREFIX + (text_of(key, "start") or " ")
         key["current"] = key.get("id") == own if own else target.key.startswith(start)
-    keys.sort(key=lambda key: (text_of(key, "lastUsedAt"), text_of(key, "createdAt")), reverse=True)
     return keys
 
 
@@ -2121,7 +2117,7 @@ def cmd_logout(ctx, args):
     if args.revoke:
         revoke_stored(ctx, name, profile)
     state = file.change(remove_profiles, [name])
-    left, url = state["activeProfile"], url_of(profile)
+    url = url_of(profile)
     lines = [f"✓ Signed out: profile {name} is removed from this machine"]
     if args.revoke:
         lines.append("  Its key works no longer at " + url)
@@ -2129,10 +2125,9 @@ def cmd_logout(ctx, args):
         how = "scripto keys revoke " + (text_of(profile, "keyId") or "<id>")
         lines += ["  Its key is not revoked: copies of it still work at " + url,
                   "  To revoke it, sign in there again, then: " + how]
-    if left is None and state["profiles"]:
-        lines.append("  No profile is active now: choose one with: scripto use <name>")
     warn_of_environment(ctx)
-    return {"removed": name, "revoked": args.revoke, "activeProfile": left}, lines
+    data = {"removed": name, "revoked": args.revoke, "activeProfile": state["activeProfile"]}
+    return data, lines
 
 
 def cmd_config_set(ctx, args):
@@ -2182,16 +2177,13 @@ def cmd_config_clear(ctx, args):
         raise invalid("Say what to forget: --profile NAME, or --all.", NEXT_PROFILES)
     file = ProfileFile(ctx)
     state = file.read()
-    names = list(state["profiles"])
-    if not args.all:
-        find_profile(state, args.profile)
-        names = [args.profile]
-    active = state.get("activeProfile")
-    if names:
-        confirm(ctx, f"Forget {', '.join(names)}?")
-        active = file.change(remove_profiles, names)["activeProfile"]
-    return {"removed": names, "activeProfile": active}, [
-        "✓ Forgotten: " + (", ".join(names) or "nothing, there was no profile")]
+    names = list(state["profiles"]) if args.all else [args.profile]
+    for name in names:
+        find_profile(state, name)
+    shown = ", ".join(names) or "nothing, there is no profile"
+    confirm(ctx, f"Forget {shown}?")
+    state = file.change(remove_profiles, names)
+    return {"removed": names, "activeProfile": state["activeProfile"]}, ["✓ Forgotten: " + shown]
 
 
 # ---- Scripts --------------------------

@@ -33,18 +33,6 @@ def test_keys_list_is_a_table(scripto, backend):
     assert own["apiKey"] not in json.dumps(keys)
 
 
-def test_keys_list_has_the_newest_use_first(newest, raw_server):
-    def key(name, used, created):
-        return {"id": name, "start": "zzzzzz", "lastUsedAt": used, "createdAt": created}
-
-    keys = [key("never", None, "2026-01-01T00:00:00Z"), key("old", "2026-01-02T00:00:00Z", "x"),
-            key("new", "2026-01-03T00:00:00Z", "x"), key("unused", None, "2026-01-02T00:00:00Z")]
-    url = raw_server(http_reply({"success": True, "data": {"keys": keys}})).url
-    words = ["keys", "list", "--json", "--api-key", KEY, "--api-url", url]
-    listed = newest.run(*words).data["keys"]
-    assert [each["id"] for each in listed] == ["new", "old", "unused", "never"]
-
-
 def test_a_key_that_is_given_is_known_by_how_it_starts(signed_in):
     scripto, backend, other = signed_in
     key = backend.mint("you@example.com")
