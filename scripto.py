@@ -705,7 +705,7 @@ class ProfileFile:
                 raise self.trouble(f"belongs to user {status.st_uid}, who is not trusted")
             if status.st_mode & 0o077 and os.name == "posix":
                 warn(self.ctx, f"others have access to {self.shown}, until the next write")
-            return file.read()
+            return file.read(PROFILE_BYTES)
 
     def read(self):
         """The file's object, with unknown members; "profiles" is always there."""
@@ -2220,7 +2220,7 @@ def read_body(text):
         return os.fsencode(text)
     try:
         with open(text[1:] or 0, "rb") as file:  # 0: standard input
-            return file.read()
+            return file.read(PROFILE_BYTES)
     except OSError as error:
         raise invalid(f"The body cannot be read: {error}.", "pass another file with -d") from error
 
