@@ -1983,6 +1983,10 @@ def cmd_login(ctx, args):
             codes = codes_awaited(ctx, source, args.email, seconds, then)
         return first_right(ctx, codes, lambda code: sign_in(ctx, args, target, file, code, ticket))
     except KeyboardInterrupt as cause:
+        import signal  # lazy
+
+        for number in (signal.SIGINT, signal.SIGTERM):  # if this is stuck, a second one ends it
+            signal.signal(number, signal.SIG_DFL)
         if is_terminal(ctx.stderr):
             say(ctx, "")  # what was typed stands on the line
         raise interrupted(cause, then) from None
@@ -4415,6 +4419,10 @@ def status_of(ctx, words):
     except ImportError as error:
         return show_error(ctx, missing_module(error))
     except KeyboardInterrupt as cause:
+        import signal  # lazy
+
+        for number in (signal.SIGINT, signal.SIGTERM):  # if this is stuck, a second one ends it
+            signal.signal(number, signal.SIG_DFL)
         if is_terminal(ctx.stderr):
             say(ctx, "")  # the cursor stands behind ^C
         return show_error(ctx, interrupted(cause, "run it again"))

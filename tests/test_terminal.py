@@ -1,4 +1,5 @@
 """What a person's screen, locale, pipes and keyboard do to the program: nothing bad."""
+import contextlib
 import errno
 import fcntl
 import json
@@ -7,7 +8,9 @@ import re
 import signal
 import socket
 import struct
+import subprocess
 import termios
+import time
 
 import pytest
 
@@ -486,6 +489,22 @@ def test_ctrl_c_while_nobody_reads_the_answer(scripto):
     status, _, _ = interrupt_when(process, lambda: unread(reader) >= 65536)
     os.close(reader), os.close(writer)
     assert status == 130
+
+
+def test_a_second_signal_ends_what_is_stuck(newest):
+    """Here nobody reads the envelope either, which the first one leads to."""
+    newest.write_config({"profiles": {"p%d" % n: {"email": "x" * 90} for n in range(9999)}})
+    reader, writer = os.pipe()
+    process = newest.start("use", "--json", stdout=writer)
+    wait_until(lambda: unread(reader) >= 65536, what="a full pipe")
+    end = time.monotonic() + 20
+    while process.poll() is None and time.monotonic() < end:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+    process.communicate()
+    os.close(reader), os.close(writer)
+    assert process.returncode == -signal.SIGTERM
 
 
 ENDS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
