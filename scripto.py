@@ -2224,7 +2224,7 @@ def read_body(text):
         return os.fsencode(text)
     try:
         with open(text[1:] or 0, "rb") as file:  # 0: standard input
-            return file.read(PROFILE_BYTES)
+            return file.read()
     except OSError as error:
         raise invalid(f"The body cannot be read: {error}.", "pass another file with -d") from error
 
