@@ -1111,9 +1111,11 @@ def test_use_beside_logout_leaves_no_dangling_profile(scripto, patched):
         "def flock(*words):\n"
         "    real(*words)\n"
         "    path = %r\n"
-        "    state = json.load(open(path))\n"
+        "    with open(path) as file:\n"
+        "        state = json.load(file)\n"
         "    state['profiles'].pop('them', None)\n"
-        "    json.dump(state, open(path, 'w'))\n"
+        "    with open(path, 'w') as file:\n"
+        "        json.dump(state, file)\n"
         "fcntl.flock = flock\n" % str(scripto.config))
     assert scripto.run("use", "them", "--json", env=env).error["code"] == "not-found"
     assert scripto.state()["activeProfile"] == "you"
