@@ -1190,6 +1190,7 @@ def call(ctx, target, method, path, part, body=None, hint=None):
 MAIL_BYTES = 2 << 20  # that are looked at of one mail, or of what a command prints
 FILE_BYTES = 64 << 20  # that are read of one mail, or of what came to an mbox
 FIELD_BYTES = 8 << 10  # of a header field
+PARTS = 300  # of a mail
 PAGE_LENGTH = 120000  # of a mail's HTML and plain text together, in characters
 TEXT_LENGTH = 40000  # of what all that shows
 LIKELY = 4  # the rank of a code that is tried at once;
@@ -1205,31 +1206,31 @@ NEXT_PASSWORD = ("check USER and SCRIPTO_MAIL_PASSWORD; the server may want an a
 # place, a word for another number wins, then one for a code.
 OTHER_WORDS = (
     r"(?:bar|qr.?|uni|en|de|zip.?|post|postal |promo |discount |voucher |coupon |error |area |"
-    r"order |tracking )code|order|invoice|receipt|\bref\b|referen|ticket|\bcase\b|booking|\bids?\b|"
-    r"\btel|phone|\bfax|\bcall|\bbox\b|total|amount|balance|customer|account|number|\bno\b|\bnr\b|"
-    r"\bzip\b|parcel|meeting|member|device|transaction|people|bestell|rechnung|kund|vorgang|"
-    r"mitglied|auftrag|command|factur|faktur|client|colis|pedido|folio|operaci|reserva|fatura|"
-    r"protocolo|ordin|fattura|klant|bestill|ordre|tilaus|lasku|asiakas|puhelin|zamowien|objednav|"
-    r"paczk|numer|cislo|rendeles|szamla|comanda|siparis|islem|pesanan|tagihan|nomor|đon hang|"
-    r"заказ|счет|номер|телефон|договор|замовл|рахун|παραγγελ|τιμολογ|τηλ|طلب|فاتور|هاتف|رقم|سفارش|"
-    r"فاکتور|شماره|הזמנ|חשבונית|טלפון|מספר|ऑर्डर|สั่งซื้อ|โทร|注文|請求|電話|番号|주문|청구|전화|"
-    r"订单|訂單|发票|發票|手机|手機|电话|號碼|号码|合同|编号|编码|邮编|尾号|设备")
+    r"order |tracking )code|"
+    r"order|invoice|receipt|\bref\b|referen|ticket|\bcase\b|booking|\bids?\b|\btel|phone|\bfax|"
+    r"\bcall|\bbox\b|total|amount|balance|customer|account|number|\bno\b|\bnr\b|\bzip\b|parcel|"
+    r"meeting|member|device|transaction|people|bestell|rechnung|kund|vorgang|mitglied|auftrag|"
+    r"command|factur|faktur|client|colis|pedido|folio|operaci|reserva|fatura|protocolo|ordin|"
+    r"fattura|klant|bestill|ordre|tilaus|lasku|asiakas|puhelin|zamowien|objednav|paczk|numer|"
+    r"cislo|rendeles|szamla|comanda|siparis|islem|pesanan|tagihan|nomor|đon hang|заказ|счет|номер|"
+    r"телефон|договор|замовл|рахун|παραγγελ|τιμολογ|τηλ|طلب|فاتور|هاتف|رقم|سفارش|فاکتور|شماره|"
+    r"הזמנ|חשבונית|טלפון|מספר|ऑर्डर|สั่งซื้อ|โทร|注文|請求|電話|番号|주문|청구|전화|订单|訂單|发票|發票|手机|手機|电话|號碼|号码|"
+    r"合同|编号|编码|邮编|尾号|设备")
 CODE_WORDS = (
-    r"code|codi|\bcodu?l?\b|kood|kod|koð|passwor|passord|kennwort|wachtwoord|losenord|mot de passe|"
-    r"contrasena|\bclave|senha|palavra.passe|parol|hasło|heslo|geslo|lozink|jelszo|salasana|sifre|"
-    r"sandi|slaptazod|one.time|einmal|\botp|\bpin(?![a-z])|\b[ms]?tan(?![a-z])|\btoken|2fa|"
-    r"two.factor|\bma (?:otp|xac|kiem|đang|truy|bao|cua|nay)|код|парол|κωδικ|կոդ|კოდ|קוד|סיסמ|رمز|كود|"
-    r"كلمة.{0,3}مرور|کد|کوڈ|कोड|ओटीपी|पासवर्ड|কোড|કોડ|ਕੋਡ|குறியீ|కోడ్|ಕೋಡ್|കോഡ്|කේත|รหัส|ລະຫັດ|"
-    r"កូដ|ကုဒ်|ኮድ|"
-    r"(?<![号號编編条條邮郵区區尺])[码碼]|口令|コード|パスワード|ワンタイム|(?:認証|確認|暗証)番号|"
-    r"코드|(?:인증|확인|비밀) ?번호")
+    r"code|codi|\bcodu?l?\b|kood|kod|koð|passwor|passord|kennwort|wachtwoord|losenord|"
+    r"mot de passe|contrasena|\bclave|senha|palavra.passe|parol|has[lł]o|heslo|geslo|lozink|jelszo|"
+    r"salasana|sifre|sandi|slaptazod|one.time|einmal|\botp|\bpin(?![a-z])|\b[ms]?tan(?![a-z])|"
+    r"\btoken|2fa|two.factor|\bma (?:otp|xac|kiem|đang|truy|bao|cua|nay)|код|парол|κωδικ|կոդ|კოდ|"
+    r"קוד|סיסמ|رمز|كود|كلمة.{0,3}مرور|کد|کوڈ|कोड|ओटीपी|पासवर्ड|কোড|કોડ|ਕੋਡ|குறியீ|కోడ్|ಕೋಡ್|കോഡ്|"
+    r"කේත|รหัส|ລະຫັດ|កូដ|ကုဒ်|ኮድ|(?<![号號编編条條邮郵区區尺])[码碼]|口令|コード|パスワード|ワンタイム|(?:認証|確認|暗証)番号|코드|"
+    r"(?:인증|확인|비밀) ?번호")
 ENTRY_WORDS = (
-    r"sign.?in|log.?in\b|verif|confirm|conferm|authenti|activat|anmeld|einlogg|bestatig|connexion|"
-    r"connecter|sesion|acced|access|acess|inlog|aanmeld|bevestig|logga in|logge? (?:in|pa)|bekraft|"
-    r"kirjau|vahvist|logow|potwierd|prihlas|overen|potvrd|prijav|belep|megeros|giris|dogrula|onay|"
-    r"oturum|đang nhap|\bxac |masuk|konfirm|вход|войти|вхід|увійти|подтвер|підтвер|συνδε|επαληθ|"
-    r"επιβεβ|כניס|התחבר|אימות|دخول|التحقق|ورود|تایید|लॉगिन|सत्याप|เข้าสู่ระบบ|ยืนยัน|ログイン|認証|確認|"
-    r"로그인|인증|확인|登录|登入|验证|驗證|认证|認證|确认|確認")
+    r"sign.?in|log.?in\b|\b(?:use|enter) (?=\d)|verif|confirm|conferm|authenti|activat|anmeld|"
+    r"einlogg|bestatig|connexion|connecter|sesion|acced|access|acess|inlog|aanmeld|bevestig|"
+    r"logga in|logge? (?:in|pa)|bekraft|kirjau|vahvist|logow|potwierd|prihlas|overen|potvrd|"
+    r"prijav|belep|megeros|giris|dogrula|onay|oturum|đang nhap|\bxac |masuk|konfirm|вход|войти|"
+    r"вхід|увійти|подтвер|підтвер|συνδε|επαληθ|επιβεβ|כניס|התחבר|אימות|دخول|التحقق|ورود|تایید|"
+    r"लॉगिन|सत्याप|เข้าสู่ระบบ|ยืนยัน|ログイン|認証|確認|로그인|인증|확인|登录|登入|验证|驗證|认证|認證|确认|確認")
 OTHER, CODE, ENTRY = KINDS = "\1\2\3"  # what such words become, so that each is looked for once
 MARK, WORD = "[\1-\3]", "[^\\W_]|[\1-\3]"
 SENTENCE = r"[.!?](?: |\Z)|。"  # where one ends
@@ -1327,14 +1328,15 @@ def split_part(part):
 def parts_of(content):
     """Yields (fields, body) of a mail and of each part in it, however deep: what stands between
     any of its boundaries (RFC 2046). So a mail that lacks its end or its middle has parts, too."""
-    names = {name.strip() for name in re.findall(rb'(?i)\bboundary="?([^"\r\n;]{1,70})', content)}
-    ends = {b"--" + name + end for name in names for end in (b"", b"--")}
+    form = rb'(?i)\bboundary[ \t]*=[ \t]*"?([^"\r\n;]{1,70})'
+    names = {b"--" + name.strip() for name in re.findall(form, content)}
+    ends = names | {name + b"--" for name in names}
     mark = os.urandom(16)
 
     def divide(line):
         return mark if line.group().strip() in ends else line.group()
 
-    for part in re.sub(rb"(?m)^--[^\n]*\n?", divide, content).split(mark, 300):  # the mail of somebody who means no harm has ten
+    for part in re.sub(rb"(?m)^--[^\n]*\n?", divide, content).split(mark, PARTS):
         fields, body = split_part(part)
         yield fields, body
         if b"message/rfc822" in b"".join(fields["content-type"]).lower():
@@ -1376,7 +1378,7 @@ def read_mail(content):
     parts = list(parts_of(content))
     for fields, body in parts:
         kind = b"".join(fields["content-type"]).lower()
-        if left <= 0 or kind and b"text/" not in kind and b"html" not in kind:
+        if left <= 0 or kind and not re.search(b"text/|html|multipart/", kind):
             continue
         text = body_text(fields, body)
         if b"html" in kind:
@@ -1406,7 +1408,7 @@ def marked(text, most):
     """Text without links, with a mark in place of each word that tells what a number is."""
     text = folded(re.sub("[，：；！？]", r"\g<0> ", text))  # what is wide has a space in it
     text = shortened(text, most)
-    text = re.sub(r"https?://[!-~]+|www\.[!-~]+|[0-9a-z]\.[a-z]{2,24}/[!-~]*", " ", text)
+    text = re.sub(r"https?://[!-~]+|www\.[!-~]+|[0-9a-z]\.[a-z]{2,24}[/?#][!-~]*", " ", text)
     text = re.sub("[\u2010-\u2015\u2212]", "-", text)
     words = "|".join(f"({folded(each)})" for each in (OTHER_WORDS, CODE_WORDS, ENTRY_WORDS))
     text = re.sub("(?a)" + words, lambda word: KINDS[word.lastindex - 1], text)
@@ -1450,7 +1452,8 @@ def rank_of(match, lead, behind, label, alone, words):
         r"\d\d[ -][0-3]\d[ -]\d\d\Z", r"\d{6}|\d{3}[ -]{1,3}\d{3}\Z"))
     if not rank and (lead[-1:] == "#" or not words and (date or not (whole or alone))):
         return None
-    return rank + 2 * alone - 2 * (label == OTHER) + words
+    led_in = match.start() < match.start(1)
+    return rank + 2 * alone - 2 * (label == OTHER) + led_in + words
 
 
 def ranked(texts):
