@@ -73,8 +73,8 @@ BUSY = PermissionError if os.name == "nt" else ()  # what a file that others hav
 BUSY_SECONDS = 5
 
 # The numbers are those of NIST SP 800-63B for out-of-band codes. They do not have its blessing: its
-# revision 4 (3.1.3.1) does not count email as such a channel. A mailed code proves that somebody can
-# read that mailbox now, and no more.
+# revision 4 (3.1.3.1) does not count email as such a channel. A mailed code proves that somebody
+# can read that mailbox now, and no more.
 CODE_SECONDS = 10 * 60
 CODE_ATTEMPTS = 3  # without the code's ticket, and as many with it
 LIVE_CODES = 2  # the newest of an email: late mail does no harm
@@ -668,7 +668,7 @@ def refuse_links(path):
     while user_id() == 0 and step != os.path.dirname(step):
         linked = linked or os.path.islink(step)
         if linked and os.lstat(step).st_uid:
-            hint = "run this as the owner of that folder, or put what the link leads to in its place"
+            hint = "run this as that folder's owner, or put what the link leads to in its place"
             raise failed(f"Root follows no link in somebody else's folder: {path}.", hint)
         step = os.path.dirname(step)
 
@@ -1151,7 +1151,8 @@ def backend_error(ctx, target, reply, hint=None):
                          or ("invalid-response", NEXT_BACKEND))  # a redirect, for one
     code = masked(text_of(said, "code")) or code
     plain = "refused the key." if status == 401 else f"answered HTTP {status}."
-    message = text_of(said, "message") or "The backend " + plain
+    # Beside the "Unauthorized" of /api/auth/me a message may stand.
+    message = text_of(said, "message") or text_of(value, "message") or "The backend " + plain
     next_action = masked(text_of(said, "nextAction")) or next_action
     if (status, next_action) == (401, NEXT_SIGN_IN):
         instead = {"SCRIPTO_API_KEY": "fix or unset SCRIPTO_API_KEY, or ",
@@ -1264,49 +1265,50 @@ def decoded(content, charset):
         return content.decode("utf-8", "replace")
 
 
-def page_reader():
-    """A parser that gathers what HTML shows, with line breaks as they look; aside, what stands for
-    its pictures, and what it hides."""
-    from html.parser import HTMLParser  # lazy
+class PageReader:
+    """What html.parser's class, which it is joined with below, calls while it reads a page. `texts`
+    gets what is shown, with line breaks as they look; `asides` what stands for pictures, and what
+    is hidden."""
 
-    class PageReader(HTMLParser):
-        def set_cdata_mode(self, *tag, **more):
-            """Is never entered: a style sheet without an end would swallow the rest."""
+    def begin(self):
+        self.texts, self.asides, self.code, self.depth = [], [], False, 0
 
-        def handle_starttag(self, tag, attributes):
-            had = {name: value or "" for name, value in attributes}
-            self.code = tag in ("style", "script", "title")
-            if self.depth:
-                self.depth += tag == self.hidden
-            elif tag in HIDING and re.search(r"display\s*:\s*none", had.get("style", "")):
-                self.hidden, self.depth = tag, 1
-            value = had.get("value", "") if tag == "input" and had.get("type") != "hidden" else ""
-            self.add("\n" * (tag in LINE_BREAKS) + value)
-            self.asides.append(had.get("alt", ""))
+    def set_cdata_mode(self, *tag, **more):
+        """Is never entered: a style sheet without an end would swallow the rest."""
 
-        def handle_endtag(self, tag):
-            self.code = False
-            self.depth -= self.depth > 0 and tag == self.hidden
-            self.add("\n" * (tag in LINE_BREAKS))
+    def handle_starttag(self, tag, attributes):
+        had = {name: value or "" for name, value in attributes}
+        self.code = tag in ("style", "script", "title")
+        if self.depth:
+            self.depth += tag == self.hidden
+        elif tag in HIDING and re.search(r"display\s*:\s*none", had.get("style", "")):
+            self.hidden, self.depth = tag, 1
+        value = had.get("value", "") if tag == "input" and had.get("type") != "hidden" else ""
+        self.add("\n" * (tag in LINE_BREAKS) + value)
+        self.asides.append(had.get("alt", ""))
 
-        def handle_data(self, text):
-            self.add("" if self.code else re.sub(r"\s+", " ", text))
+    def handle_endtag(self, tag):
+        self.code = False
+        self.depth -= self.depth > 0 and tag == self.hidden
+        self.add("\n" * (tag in LINE_BREAKS))
 
-        def add(self, text):
-            (self.asides if self.depth else self.texts).append(text)
+    def handle_data(self, text):
+        self.add("" if self.code else re.sub(r"\s+", " ", text))
 
-    reader = PageReader()
-    reader.texts, reader.asides, reader.code, reader.depth = [], [], False, 0
-    return reader
+    def add(self, text):
+        (self.asides if self.depth else self.texts).append(text)
 
 
 def page_texts(page, most):
     """(the text of HTML, what is aside). What html.parser would look at again and again, or trip
     over, goes first: comments, declarations, endless tags and numbers, and a `<` that begins no
     tag."""
+    from html.parser import HTMLParser  # lazy
+
     page = re.sub(r"(?s)<!--.*?(?:-->|\Z)|<[!?][^<>]*>|<[^<>]{2000,}>|&#\w{9,}", "", page)
     page = re.sub(r"<(?![^<>]*>)", "&lt;", shortened(page, most))
-    reader = page_reader()
+    reader = type("Reader", (PageReader, HTMLParser), {})()
+    reader.begin()
     try:
         reader.feed(page)
         reader.close()
@@ -2305,8 +2307,7 @@ def cmd_api(ctx, args):
 EXIT_STATUSES = {
     0: "done",
     1: "not so: do what `nextAction` says",
-    2: "a wrong flag, email, code or mailbox, or a question that nobody is there to answer: mend what"
-       " `message` names",
+    2: "a wrong flag, email, code or mailbox, or nobody to ask: mend what `message` names",
     3: "may work later (network, backend, too many tries, no mail yet): wait, then retry",
     4: "no valid key: do what `nextAction` says, mostly sign in",
     130: "interrupted, or declined at a prompt",
@@ -2457,8 +2458,8 @@ scripto api api/keys
 ```
 
 `scripto api` prints the reply as it came. It takes `-d JSON` for a POST, `-X METHOD`, and `-i` for
-status and headers. With `-i --json` `data` is `{status, headers, body}`, beside `error`, too. Without
---json the body of an error goes to standard error, before the lines that say what to do.
+status and headers. With `-i --json` `data` is `{status, headers, body}`, beside `error`, too.
+Without --json the body of an error goes to standard error, before the lines that say what to do.
 
 ```sh
 scripto api some/path -d '{"a": 1}' -i --json
@@ -2525,9 +2526,9 @@ def cmd_guide(ctx, args):
 
 
 # ---- Mail -----------------------------
-# How the backend delivers a code. deliver(message, to) returns once the mail is out of its hands. It
-# raises invalid-argument for an address that takes no mail, and another of MAIL_ERRORS for a mail
-# that was not sent. It logs nothing.
+# How the backend delivers a code. deliver(message, to) returns once the mail is out of its hands.
+# It raises invalid-argument for an address that takes no mail, and another of MAIL_ERRORS for a
+# mail that was not sent. It logs nothing.
 
 # smtplib's errors are OSErrors. The others: an address that no command can hold; no thread.
 MAIL_ERRORS = (OSError, ValueError, ScriptoError)
@@ -2598,8 +2599,8 @@ def checked(reply):
 
 
 class MailServer:
-    """A server by its URL, smtp: or smtps:. TLS is used where the server offers it; on loopback only
-    if a password is to be sent."""
+    """A server by its URL, smtp: or smtps:. TLS is used where the server offers it; on loopback
+    only if a password is to be sent."""
 
     def __init__(self, ctx, url, sender):
         """The environment's password wins over the URL's, which the list of processes shows."""
@@ -2715,8 +2716,8 @@ PRAGMA user_version = {VERSION}
 TABLES = {"secret": "value", "users": "email", "keys": "hash", "events": "email"}  # how it is read
 CLOCK_SECONDS = 60  # that the clock may be set back by, with no effect on events and codes
 
-# The codes of an email that have not expired, the newest first. Without a ticket, a wrong code costs
-# a try of each code that was there before it.
+# The codes of an email that have not expired, the newest first. Without a ticket, a wrong code
+# costs a try of each code that was there before it.
 CODES = f"""
 SELECT id, hash, ticket, ticket_tries, address, {CODE_ATTEMPTS} - (
     SELECT count(*) FROM events AS wrong
@@ -2916,7 +2917,7 @@ class Store:
         return self.run(sql, value, kind, *window(DAY)) if value else []
 
     def check_limits(self, kind, email, address):
-        """Raises resource-exhausted if a limit is reached. An email "" or an address "" has none."""
+        """Raises resource-exhausted if a limit is reached. An email or address of "" has none."""
         events = {"email": self.events(kind, "email", email),
                   "address": self.events(kind, "address", address)}
         events["email from an address"] = [
@@ -2971,9 +2972,9 @@ class Store:
         raise refusal
 
     def count_wrong(self, email, address, own, good):
-        """Returns the refusal. One event is written whether a code is live or not, or the time would
-        tell. How many tries are left is told to whoever asked for a code, from this address or with
-        this ticket. To a stranger the answer is the same whether a code is live or not."""
+        """Returns the refusal. One event is written whether a code is live or not, or the time
+        would tell. Whoever asked for a code, from this address or with this ticket, is told how
+        many tries are left. To a stranger the answer is the same whether a code is live or not."""
         self.add_event("wrong", email if good and not own else "", address)
         tries = [code["tries"] for code in good if code["address"] == address]
         if own:
@@ -3019,7 +3020,8 @@ class Store:
     def keys_of(self, user_id):
         return shown(self.read(
             "SELECT id, name, start, created_at AS createdAt, last_used_at AS lastUsedAt,"
-            " expires_at AS expiresAt FROM keys WHERE user_id = ? ORDER BY created_at, id", user_id))
+            " expires_at AS expiresAt FROM keys WHERE user_id = ? ORDER BY created_at, id",
+            user_id))
 
     def delete_key(self, user_id, key_id):
         """False for a key that this user has not."""
@@ -3029,8 +3031,9 @@ class Store:
 
     def users(self):
         return shown(self.read(
-            "SELECT email, users.id, users.created_at AS createdAt, max(last_used_at) AS lastUsedAt,"
-            " count(keys.id) AS keys FROM users LEFT JOIN keys ON user_id = users.id"
+            "SELECT email, users.id, users.created_at AS createdAt,"
+            " max(last_used_at) AS lastUsedAt, count(keys.id) AS keys"
+            " FROM users LEFT JOIN keys ON user_id = users.id"
             " GROUP BY users.id ORDER BY users.created_at"))
 
     def delete_user(self, email):
@@ -3052,7 +3055,8 @@ class Store:
         os.close(descriptor)
         copies = [f"INSERT INTO {table} SELECT * FROM source.{table}" for table in TABLES]
         try:
-            with contextlib.closing(sqlite3.connect(beside, isolation_level=None, uri=True)) as copy:
+            copy = sqlite3.connect(beside, isolation_level=None, uri=True)
+            with contextlib.closing(copy):
                 copy.execute("ATTACH ? AS source", (self.uri,)).fetchall()
                 copy.executescript(";".join(["BEGIN", SCHEMA, *copies, "COMMIT"]))
             os.replace(beside, path)
@@ -3344,8 +3348,8 @@ def reply_to(backend, request):
 
 
 # ---- Server ---------------------------
-# A request's way: Server accepts the connection and makes room for it; Connection has a thread and a
-# deadline for it; Request reads its head by one strict grammar; handle() is the edge, which calls
+# A request's way: Server accepts the connection and makes room for it; Connection has a thread and
+# a deadline for it; Request reads its head by one strict grammar; handle() is the edge, which calls
 # reply_to() of the Routes.
 
 FOREVER = float("inf")
@@ -3462,8 +3466,8 @@ def reply_bytes(request, status, body, headers):
 
 
 class Connection:
-    """One client, with a thread of its own. `until` is the deadline for the client's part: to send a
-    request, or to take a reply. While a route works there is none."""
+    """One client, with a thread of its own. `until` is the deadline for the client's part: to send
+    a request, or to take a reply. While a route works there is none."""
 
     def __init__(self, server, plain, peer):
         import threading  # lazy
@@ -3570,8 +3574,8 @@ class Connection:
 
 
 class Server:
-    """Listens, and starts a thread for each connection. `open` holds those that have a place, `most`
-    is how many that may be. `url` names the address and the port that it listens at."""
+    """Listens, and starts a thread for each connection. `open` holds those that have a place,
+    `most` is how many that may be. `url` names the address and the port that it listens at."""
 
     def __init__(self, backend, port, tls):
         """Raises OSError or UnicodeError if it cannot listen there."""
@@ -3641,8 +3645,8 @@ class Server:
             connection.shut("SHUT_RDWR")
 
     def ran_out(self):
-        """This machine has fewer threads or descriptors than CONNECTIONS: leaves some for mails. The
-        pause is for threads that were cut to end."""
+        """This machine has fewer threads or descriptors than CONNECTIONS: leaves some for mails.
+        The pause is for threads that were cut to end."""
         self.most = max(len(self.open) - SPARE, SPARE)
         self.make_room()
         time.sleep(0.05)
@@ -3802,7 +3806,7 @@ def run_beside(ctx, args, url):
 
 
 def cmd_serve(ctx, args):
-    """Serves until a signal comes; with a command, in a folder of its own, until the command ends."""
+    """Serves until a signal comes; with a command, in a folder of its own, until that ends."""
     try:
         with contextlib.ExitStack() as stack:
             if args.command:
@@ -3844,7 +3848,7 @@ def cmd_users_remove(ctx, args):
 
 
 def cmd_backup(ctx, args):
-    """Beside a running server, or without. The file from last time stays until the copy is whole."""
+    """Beside a running server, or without. The last copy stays until the new one is whole."""
     import sqlite3  # lazy
 
     store, path = Store(ctx, args.db, "read"), os.path.abspath(args.file)
