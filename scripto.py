@@ -1124,7 +1124,7 @@ def number(text):
     return value if abs(value) < float("inf") else None
 
 
-def parse_json(content):
+def parse_json(content, number=number):
     """The JSON object; {} for another value, None for what is no JSON (RFC 8259: UTF-8, no NaN)."""
     import json  # lazy
 
@@ -2590,11 +2590,12 @@ def deliver_to_maildir(folder, message):
     mailbox.Maildir(folder, create=False).add(message)
 
 
-def checked(reply):
-    """Raises for a mail server's reply (status, words) that is a no."""
+def checked(reply, kind=2):
+    """Raises unless a mail server's reply (status, words) is of that kind: 2 is yes, 3 is go on. What
+    is no reply has a status of -1."""
     import smtplib  # lazy
 
-    if reply[0] >= 400:
+    if reply[0] // 100 != kind:
         raise smtplib.SMTPResponseException(*reply)
 
 
@@ -2627,7 +2628,7 @@ class MailServer:
         try:
             within(MAIL_SECONDS, self.talk, message, to, gone_out)
         except OSError as error:
-            if hasattr(error, "smtp_code") or not gone_out:
+            if getattr(error, "smtp_code", -1) >= 400 or not gone_out:
                 raise
 
     def talk(self, message, to, gone_out):
@@ -2669,7 +2670,7 @@ class MailServer:
         if status >= 500:  # below, it is greylisting, say
             raise refusal
         checked((status, words))
-        checked(smtp.docmd("DATA"))
+        checked(smtp.docmd("DATA"), 3)
 
 
 def delivery_for(ctx, how, bound_to, sender):
@@ -2792,12 +2793,18 @@ class Store:
             refuse_links(self.path)
             self.open(use)
         except (OSError, UnicodeError, sqlite3.Error) as error:
-            hint = "mend that, or pass --db FILE if you mean another"
-            if "locked" in str(error):
-                hint = "another program holds it: wait for that program, or end it"
-            elif type(error) is sqlite3.DatabaseError:  # it is damaged, or none
-                hint = "restore a backup; sqlite3's command .recover may save what is in there"
-            raise failed(f"The database {self.path} cannot be used: {error}.", hint) from error
+            raise self.trouble(error) from error
+
+    def trouble(self, error):
+        """failed-precondition, for what SQLite or the system said."""
+        import sqlite3  # lazy
+
+        hint = "mend that, or pass --db FILE if you mean another"
+        if "locked" in str(error):
+            hint = "another program holds it: wait for that program, or end it"
+        elif type(error) is sqlite3.DatabaseError:  # it is damaged, or none
+            hint = "restore a backup; sqlite3's command .recover may save what is in there"
+        return failed(f"The database {self.path} cannot be used: {error}.", hint)
 
     def open(self, use):
         missing = not os.path.exists(self.path)
@@ -3172,7 +3179,7 @@ class Backend:
         client = client_of(request.address()) if self.rate_limit else ""
         if client:
             self.count(client)
-        fields = parse_json(request.body)
+        fields = parse_json(request.body, float)  # a huge number is not one that was left out
         if fields is None:
             raise invalid("The body is not a JSON object in UTF-8.", NEXT_EMAIL + command)
         email = check_email(text_of(fields, "email"), command).lower()
@@ -3243,7 +3250,7 @@ def seconds_of(backend, fields):
     seconds, most = fields.get("expiresIn"), backend.key_seconds
     if seconds is None:
         return most
-    if not isinstance(seconds, float) or not 1 <= seconds <= KEY_DAYS * DAY:  # see parse_json()
+    if not isinstance(seconds, float) or not 1 <= seconds <= KEY_DAYS * DAY:
         raise invalid(f"expiresIn is no number of seconds up to {KEY_DAYS} days.",
                       "pass another --expires-in")
     return min(seconds, most or seconds)
@@ -3355,6 +3362,7 @@ def reply_to(backend, request):
 FOREVER = float("inf")
 BACKLOG = 128  # connections that the system keeps until they are accepted
 SPARE = 8  # threads, or descriptors, that are left for mails where there are few
+SHORT_SECONDS = 60  # after which it is tried again whether there are more
 LINGER_SECONDS = 2  # for a client to hear a refusal, while it is still sending
 
 
@@ -3584,6 +3592,7 @@ class Server:
 
         self.backend, self.tls, self.stopping = backend, tls, False
         self.open, self.most, self.guard = set(), CONNECTIONS, threading.Lock()
+        self.short_until = 0
         host = backend.host
         self.listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         if os.name == "posix":  # on Windows two servers would share the port
@@ -3611,14 +3620,17 @@ class Server:
 
         try:
             plain, address = self.listener.accept()
+            connection = Connection(self, plain, address[0])
         except (socket.timeout, BlockingIOError, ConnectionError):  # the last: it has gone again
             return
         except (OSError, MemoryError):  # most likely no descriptor is left
             return self.ran_out()
-        self.start(Connection(self, plain, address[0]))
+        self.start(connection)
 
     def start(self, connection):
         """Where no place or no thread is left, a client makes room, if need be this one."""
+        if time.monotonic() > self.short_until:
+            self.most = CONNECTIONS
         with self.guard:
             self.open.add(connection)
         while connection in self.open:
@@ -3645,8 +3657,9 @@ class Server:
             connection.shut("SHUT_RDWR")
 
     def ran_out(self):
-        """This machine has fewer threads or descriptors than CONNECTIONS: leaves some for mails.
-        The pause is for threads that were cut to end."""
+        """This machine has fewer threads or descriptors than CONNECTIONS, for now at least: leaves
+        some for mails. The pause is for threads that were cut to end."""
+        self.short_until = time.monotonic() + SHORT_SECONDS
         self.most = max(len(self.open) - SPARE, SPARE)
         self.make_room()
         time.sleep(0.05)
@@ -3825,11 +3838,24 @@ def cmd_serve(ctx, args):
         return interrupted(cause, "").exit_status if args.command else 0
 
 
+@context_manager
+def opened_store(ctx, args, use):
+    """The database, while the block runs. Raises failed-precondition for what SQLite says in it."""
+    import sqlite3  # lazy
+
+    store = Store(ctx, args.db, use)
+    try:
+        yield store
+    except sqlite3.Error as error:
+        raise store.trouble(error) from error
+    finally:
+        store.close()
+
+
 def cmd_users(ctx, args):
     """Beside a running server, or without."""
-    store = Store(ctx, args.db, "read")
-    rows = store.users()
-    store.close()
+    with opened_store(ctx, args, "read") as store:
+        rows = store.users()
     lines = [f"{row['email']:32}  {row['id']}  since {row['createdAt']}  last use"
              f" {row['lastUsedAt'] or 'never'}  keys {row['keys']}" for row in rows]
     return {"users": rows}, lines or ["Nobody has signed up yet."]
@@ -3837,30 +3863,44 @@ def cmd_users(ctx, args):
 
 def cmd_users_remove(ctx, args):
     email = args.email.lower()
-    store = Store(ctx, args.db, "change")
-    confirm(ctx, f"Remove {email}, with every key?", shell_word(args.email))
-    known = store.delete_user(email)
-    store.close()
+    with opened_store(ctx, args, "change") as store:
+        confirm(ctx, f"Remove {email}, with every key?", shell_word(args.email))
+        known = store.delete_user(email)
     if not known:
         hint = "see who has with: " + ctx.then("users list")
         raise ScriptoError("not-found", f"Nobody has signed up as '{email[:EMAIL_LENGTH]}'.", hint)
     return {"removed": email}, [f"✓ Removed: {email}, with every key"]
 
 
+def check_replaceable(path, database):
+    """Only an older backup, or an empty file, gives way to a backup: no device, and no part of a
+    database that is in use, which has its log beside it. Raises OSError, invalid-argument."""
+    if not os.path.exists(path):
+        return
+    if os.path.samefile(path, database):
+        raise invalid("That is the database itself.", "pass another FILE")
+    start = b"?"
+    beside = path.endswith(("-wal", "-shm", "-journal"))  # a database; such a file may be empty
+    if os.path.isfile(path) and not beside:  # to open a FIFO would hang
+        with open(path, "rb") as file:
+            start = file.read(16)
+    if start not in (b"", b"SQLite format 3\0") or os.path.exists(path + "-wal"):
+        raise OSError("what is there is no backup, or is in use")
+
+
 def cmd_backup(ctx, args):
-    """Beside a running server, or without. The last copy stays until the new one is whole."""
+    """Beside a running server, or without. The last copy stays until the new one is whole; a link
+    stays, too, as /dev/stdout has to."""
     import sqlite3  # lazy
 
-    store, path = Store(ctx, args.db, "read"), os.path.abspath(args.file)
-    try:
-        if os.path.exists(path) and os.path.samefile(path, store.path):
-            raise invalid("That is the database itself.", "pass another FILE")
-        store.copy_to(path)
-    except (OSError, UnicodeError, sqlite3.Error) as error:
-        problem = f"The backup {path} cannot be written: {error}."
-        raise failed(problem, "mend that, or pass another FILE") from error
-    finally:
-        store.close()
+    path = os.path.realpath(args.file)
+    with opened_store(ctx, args, "read") as store:
+        try:
+            check_replaceable(path, store.path)
+            store.copy_to(path)
+        except (OSError, UnicodeError, sqlite3.Error) as error:
+            problem = f"The backup {path} cannot be written: {error}."
+            raise failed(problem, "mend that, or pass another FILE") from error
     return {"file": path}, [f"✓ Saved: {path}"]
 
 

@@ -221,6 +221,8 @@ MAIL_FAILURES = {
     "rejects the content for now": {".": b"451 not now"},
     "rejects the content": {".": b"554 this is spam"},
     "is out of order": {"GREETING": b"554 not today"},
+    "says nothing that is a reply": {"RCPT": b"what?"},
+    "wants no content": {"DATA": b"250 fine"},
     "is no mail server": {"GREETING": b"HTTP/1.1 400 Bad Request"},
 }
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,8 +15,8 @@ import time
 import pytest
 
 from backend import (
-    ME, YOU, ask, at_once, code_after_asking, connect, enter, get, is_accepted, keys_of, raw,
-    read_all, rows, statuses)
+    ME, YOU, ask, at_once, code_after_asking, connect, enter, execute, get, is_accepted, keys_of,
+    locked, raw, read_all, rows, statuses)
 from conftest import PROGRAM, Result, Scripto, Terminal, in_turn, wait_until
 
 HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -85,6 +86,20 @@ REFUSED = {
     "no email": (["remove", "--yes"], "invalid-argument", 2),
     "what is no command": (["ban", YOU], "invalid-argument", 2),
 }
+
+
+def test_a_list_that_cannot_be_read_is_the_database_s_fault(backend, scripto):
+    execute(backend, "DROP TABLE users")
+    assert users(scripto, backend).error["code"] == "failed-precondition"
+
+
+@pytest.mark.slow
+def test_who_cannot_be_removed_since_another_program_writes_is_told_so(backend, scripto):
+    key = backend.mint(YOU)["apiKey"]
+    with locked(backend):
+        error = users(scripto, backend, "remove", YOU, "--yes").error
+    assert error["code"] == "failed-precondition" and "another program" in error["nextAction"]
+    assert is_accepted(backend, key)
 
 
 @pytest.mark.parametrize("words, code, status", REFUSED.values(), ids=REFUSED)
@@ -210,11 +225,23 @@ def test_backups_at_once_disturb_nobody(backend, scripto, tmp_path):
     assert os.listdir(str(tmp_path)).count("copy.db") == 1
 
 
+def test_a_backup_leaves_a_link_to_last_time_s(backend, scripto, tmp_path):
+    link, old = tmp_path / "latest.db", tmp_path / "old.db"
+    old.touch()
+    link.symlink_to(old)
+    assert backup(scripto, backend, link).data == {"file": str(old)}
+    assert link.is_symlink() and users_of(old) == []
+
+
 NO_BACKUP = {  # where to, of what: the exit status
     "of no database": ("copy.db", "none.db", 1),
     "of another program's file": ("copy.db", "other.db", 1),
     "into no folder": ("missing/copy.db", "backend/scripto.db", 1),
     "onto a folder": ("backend", "backend/scripto.db", 1),
+    "onto a file that is no backup": ("notes", "backend/scripto.db", 1),
+    "onto the log of the database": ("backend/scripto.db-wal", "backend/scripto.db", 1),
+    "onto a database that is in use": ("used.db", "backend/scripto.db", 1),
+    "onto a FIFO": ("fifo", "backend/scripto.db", 1),
     "onto the database itself": ("backend/scripto.db", "backend/scripto.db", 2),
     "onto it by another name": ("link.db", "backend/scripto.db", 2),
 }
@@ -227,10 +254,15 @@ def test_a_backup_that_cannot_be(backend, scripto, tmp_path, to, of, status):
     (tmp_path / "link.db").symlink_to(backend.db)
     with contextlib.closing(sqlite3.connect(str(tmp_path / "other.db"))) as db:
         db.execute("CREATE TABLE users (email)")
+    (tmp_path / "notes").write_text("mine")
+    shutil.copy(str(backend.db), str(tmp_path / "used.db"))
+    (tmp_path / "used.db-wal").touch()
+    os.mkfifo(str(tmp_path / "fifo"))
     before = sorted(str(path) for path in tmp_path.rglob("*") if "home" not in str(path))
     words = ["backup", str(tmp_path / to), "--db", str(tmp_path / of), "--json"]
     result = scripto.run(*words)
     assert result.status == status and result.error["nextAction"]
+    assert (tmp_path / "notes").read_text() == "mine" and (tmp_path / "fifo").is_fifo()
     assert sorted(str(path) for path in tmp_path.rglob("*") if "home" not in str(path)) == before
     assert is_accepted(backend, key)
 

@@ -15,8 +15,8 @@ import urllib.request
 import pytest
 
 from backend import (  # fmt: skip
-    DAY, ME, REQUEST, RESOURCE, WRONG, YOU, Reply, age, can_connect, code_after_asking, enter, get,
-    is_accepted, keys_of, message_of)
+    COMPLETE, DAY, ME, REQUEST, RESOURCE, WRONG, YOU, Reply, age, can_connect, code_after_asking,
+    enter, get, is_accepted, keys_of, message_of)
 from conftest import EDGES, PROGRAM, Backend, Scripto, free_port, wait_until
 
 # ---- Keys ----
@@ -161,6 +161,9 @@ def test_what_is_no_time_to_last_is_refused_and_costs_no_code(backend):
     code = code_after_asking(backend)
     for seconds in NO_SECONDS.values():
         assert enter(backend, code, expiresIn=seconds).error == WRONG, seconds
+    body = ('{"email": "%s", "otp": "%s", "expiresIn": %%s}' % (YOU, code)).encode()
+    for too_much in (b"1e999", b"-1e999", b"9" * 400):  # no key that lasts for good
+        assert Reply(*backend.request("POST", COMPLETE, body % too_much)).error == WRONG
     assert enter(backend, code, expiresIn=0.5e3).status == 200
 
 

@@ -603,6 +603,21 @@ def test_when_descriptors_run_out_it_makes_room(start_backend):
         assert answers_at_once(backend) and answers_at_once(backend)
 
 
+def test_a_shortage_that_is_over_is_forgotten(start_backend, changed):
+    backend = start_backend(program=changed(SHORT_SECONDS=1))
+    usual = resource.prlimit(backend.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(backend.process.pid, resource.RLIMIT_NOFILE, (10, usual[1]))
+    with contextlib.ExitStack() as stack:
+        for _ in range(6):
+            stack.enter_context(connect(backend))
+        time.sleep(0.5)
+    resource.prlimit(backend.process.pid, resource.RLIMIT_NOFILE, usual)
+    time.sleep(1.5)
+    with contextlib.ExitStack() as stack:
+        many = [stack.enter_context(connect(backend, HEALTHZ)) for _ in range(100)]
+        assert all(b" 200 OK" in each.recv(100) for each in many)
+
+
 @pytest.mark.slow
 def test_where_descriptors_are_few_the_idle_leave_some_for_mail(start_backend):
     """256 is what macOS gives a program."""
