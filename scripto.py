@@ -167,7 +167,12 @@ def failed(message, next_action):
 
 def interrupted(cause, next_action):
     """The error `cancelled` for a KeyboardInterrupt, which holds a signal's number unless it is
-    Python's own for Ctrl-C. The exit status is 128 plus that number, as in a shell."""
+    Python's own for Ctrl-C. The exit status is 128 plus that number, as in a shell. A second signal
+    ends a program whose output is stuck."""
+    import signal  # lazy
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     error = ScriptoError("cancelled", "Interrupted.", next_action)
     error.exit_status = 128 + (cause.args or (2,))[0]
     return error
@@ -371,6 +376,8 @@ def show_error(ctx, error):
     """Returns the exit status. Standard error is for a Python without json, too, and for a
     standard output that takes nothing."""
     lines = ["✗ " + error.message, "  next: " + error.next_action]
+    if error.code == "cancelled" and is_terminal(ctx.stderr):
+        say(ctx, "")  # the cursor stands behind ^C, or behind a prompt
     try:
         if not ctx.as_json:
             emit(ctx.stderr, error.body)
@@ -1719,7 +1726,10 @@ def open_source(ctx, source, email):
     opener, pause = SOURCES[kind]
     place = os.path.expanduser(place) if pause < 1 else place if kind == "cmd" else source
     try:
-        return opener(ctx, place, email), pause
+        look = opener(ctx, place, email)
+        if kind in ("maildir", "mbox") and not os.path.lexists(place):
+            warn(ctx, f"There is no mailbox {place} yet; the code is awaited there.")
+        return look, pause
     except OSError as error:
         raise unread(place, error, NEXT_SOURCE, invalid) from error
 
@@ -1988,12 +1998,6 @@ def cmd_login(ctx, args):
             codes = codes_awaited(ctx, source, args.email, seconds, then)
         return first_right(ctx, codes, lambda code: sign_in(ctx, args, target, file, code, ticket))
     except KeyboardInterrupt as cause:
-        import signal  # lazy
-
-        for number in (signal.SIGINT, signal.SIGTERM):  # if this is stuck, a second one ends it
-            signal.signal(number, signal.SIG_DFL)
-        if is_terminal(ctx.stderr):
-            say(ctx, "")  # what was typed stands on the line
         raise interrupted(cause, then) from None
 
 
@@ -4466,12 +4470,6 @@ def status_of(ctx, words):
     except ImportError as error:
         return show_error(ctx, missing_module(error))
     except KeyboardInterrupt as cause:
-        import signal  # lazy
-
-        for number in (signal.SIGINT, signal.SIGTERM):  # if this is stuck, a second one ends it
-            signal.signal(number, signal.SIG_DFL)
-        if is_terminal(ctx.stderr):
-            say(ctx, "")  # the cursor stands behind ^C
         return show_error(ctx, interrupted(cause, "run it again"))
     except Exception as error:
         text, hint = f"A bug in scripto: {bug(error)}.", "report it, with this line, at "
