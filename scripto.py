@@ -558,16 +558,20 @@ def check_base_url(ctx, text, source, kind=invalid):
     return f"{scheme}://{host}{port}" + path.rstrip("/")
 
 
+def with_home(path):
+    """The path with the home folder in place of `~`, if that is known."""
+    try:
+        return os.path.expanduser(path)
+    except (KeyError, ImportError):  # before Python 3.8, for a user that is only a number
+        return path
+
+
 def xdg_folder(ctx, variable, below_home, otherwise):
     """The folder by the XDG specification: a variable that is empty or relative is ignored."""
     if os.path.isabs(ctx.env.get(variable, "")):
         return ctx.env[variable]
     # On Windows HOME may be Git Bash's /c/Users/you.
-    home = ctx.env.get("USERPROFILE" if os.name == "nt" else "HOME", "~")
-    try:
-        home = os.path.expanduser(home)
-    except (KeyError, ImportError):  # before Python 3.8, for a user that is only a number
-        pass
+    home = with_home(ctx.env.get("USERPROFILE" if os.name == "nt" else "HOME", "~"))
     if not os.path.isabs(home):
         hint = f"set {variable} to a folder of your own, or {otherwise}"
         error = failed("There is no home folder.", hint)
@@ -915,7 +919,8 @@ def profile_in_force(ctx, named, needed, hint=NEXT_PROFILES):
         return name, state["profiles"].get(name, {})
     if active is None and needed and state["profiles"]:
         raise no_key("No profile is active.", "choose one with: scripto use <name>")
-    return active, {} if active is None else find_profile(state, active)
+    way_out = "choose one with: scripto use <name>, or sign in again with --api-url"
+    return active, {} if active is None else find_profile(state, active, way_out)
 
 
 def key_of(profile):
@@ -1724,7 +1729,7 @@ def open_source(ctx, source, email):
     if kind not in SOURCES or bool(place) == (kind == "-"):
         raise invalid("There is no such source of codes.", NEXT_SOURCE)
     opener, pause = SOURCES[kind]
-    place = os.path.expanduser(place) if pause < 1 else place if kind == "cmd" else source
+    place = with_home(place) if pause < 1 else place if kind == "cmd" else source
     try:
         look = opener(ctx, place, email)
         if kind in ("maildir", "mbox") and not os.path.lexists(place):
@@ -1924,7 +1929,8 @@ def sign_in(ctx, args, target, file, code, ticket=None):
             state, name_for(state, name_by_hand(ctx, args), identity, url), identity, url))
     except (ScriptoError, KeyboardInterrupt) as error:
         words = flagged("--api-key", identity["apiKey"]), flagged("--api-url", url)
-        problem = f"Signed in, but the key could not be stored. {error}"
+        why = "Interrupted." if isinstance(error, KeyboardInterrupt) else error
+        problem = f"Signed in, but the key could not be stored. {why}"
         raise failed(problem, "store it with: " + ctx.then("config set", *words)) from None
     if args.expires_in and "expiresAt" not in identity:
         warn(ctx, "the backend does not know --expires-in: this key lasts until it is revoked")
@@ -2068,7 +2074,7 @@ def revoke(ctx, target, keys):
         hint = "see the ids with: " + ctx.then("keys list")
         raise ScriptoError("not-found", f"There is no such key at {target.base_url}.", hint)
     for key in keys:
-        path = "/api/keys/" + quote(text_of(key, "id"), safe="")
+        path = "/api/keys/" + quote(text_of(key, "id"), safe="", errors="replace")
         if call(ctx, target, "DELETE", path, "data").get("revoked") is not True:
             raise bad_reply(target.base_url, "did not say that the key is revoked")
 
@@ -2135,7 +2141,8 @@ def cmd_logout(ctx, args):
     if args.revoke:
         lines.append("  Its key works no longer at " + url)
     else:
-        how = "scripto keys revoke " + (text_of(profile, "keyId") or "<id>")
+        key_id = text_of(profile, "keyId")
+        how = "scripto keys revoke " + (shell_word(key_id) if key_id else "<id>")
         lines += ["  Its key is not revoked: copies of it still work at " + url,
                   "  To revoke it, sign in there again, then: " + how]
     warn_of_environment(ctx)
@@ -2294,7 +2301,7 @@ def cmd_api(ctx, args):
     target = resolve(ctx, args)
     reply = send(ctx, target, request_of(args), API_BYTES)
     status, body = reply[0], reply[-1]
-    error = backend_error(ctx, target, reply) if status >= 300 else None
+    error = None if 200 <= status < 300 else backend_error(ctx, target, reply)
     if ctx.as_json:
         return api_envelope(args, reply, error), None, error
     head = [head_of(reply)] if args.i else []
@@ -2685,7 +2692,7 @@ def delivery_for(ctx, how, bound_to, sender):
     if how == "console" and is_loopback(bound_to):
         return lambda message, to: deliver_to_console(ctx, message, to)
     if kind == "maildir" and folder:
-        folder = os.path.abspath(os.path.expanduser(folder))
+        folder = os.path.abspath(with_home(folder))
         return lambda message, to: deliver_to_maildir(folder, message)
     try:
         url = urlsplit(how)
@@ -3784,7 +3791,7 @@ def start_command(ctx, args, url):
     env = dict(ctx.env, SCRIPTO_API_BASE_URL=url)
     kind, _, folder = args.mail.partition(":")
     if kind == "maildir":
-        env["SCRIPTO_CODE_FROM"] = "maildir:" + os.path.abspath(os.path.expanduser(folder))
+        env["SCRIPTO_CODE_FROM"] = "maildir:" + os.path.abspath(with_home(folder))
     own = os.umask(ctx.umask)
     try:
         # In a group of its own, so that what it starts can be ended, too; at a terminal that would
@@ -4043,9 +4050,9 @@ def examine_skill(ctx, args, found):
     import glob  # lazy
 
     for place in ("~/.*", "~/.config/*", ".*"):
-        for path in glob.glob(os.path.expanduser(place + "/skills/scripto/SKILL.md")):
-            with open(path, encoding="utf-8", errors="replace") as file:
-                if f'version: "{__version__}"' in file.read(4096):
+        for path in glob.glob(with_home(place + "/skills/scripto/SKILL.md")):
+            with contextlib.suppress(OSError):  # what cannot be read is of no version
+                if f'version: "{__version__}"'.encode() in read_from(path, 0)[1]:
                     continue
             hint = "write it anew: scripto guide --skill > " + shell_word(path)
             return "warning", f"{path} is not of version {__version__}", hint
@@ -4173,8 +4180,10 @@ def followers(ctx, before, word):
     return found if before else dict(found, help="show the commands")
 
 
-def complete(ctx, shell, *words):
+def complete(ctx, shell="", *words):
     """What a shell gets that calls back: a reply, or exit status 1. The last word is begun only."""
+    if shell not in FORMS:
+        raise invalid("There is no such shell.", "see: scripto completion --help")
     *before, word = words or [""]
     before = [each for each in before if each not in ("help", "--json", "=")]  # bash breaks there
     found = followers(ctx, before, word)

@@ -167,7 +167,7 @@ def test_json_of_what_is_none_is_a_text(at):
 
 STATUSES = [(400, 2, "invalid-argument"), (401, 4, "unauthenticated"), (404, 1, "not-found"),
             (429, 3, "resource-exhausted"), (500, 3, "internal"), (503, 3, "internal"),
-            (302, 1, "invalid-response")]  # fmt: skip
+            (302, 1, "invalid-response"), (600, 1, "invalid-response")]  # fmt: skip
 
 
 @pytest.mark.parametrize("status, exit_status, code", STATUSES)
@@ -175,6 +175,11 @@ def test_an_error_is_no_answer(at, status, exit_status, code):
     api, server = at(http_reply(b"\0why\n", status, "Location: /elsewhere"))
     assert said(api("a"), code, exit_status) == "\0why"
     assert len(server.requests) == 1
+
+
+def test_a_hint_that_a_reply_will_come_is_no_answer(at):
+    api, _ = at(b"HTTP/1.1 103 Early Hints\r\n\r\n" + http_reply(b"{}"))
+    said(api("a"), "invalid-response", 1)
 
 
 def test_with_i_the_head_of_an_error_is_an_answer(at):

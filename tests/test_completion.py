@@ -309,3 +309,9 @@ def test_the_script_is_the_whole_output(name, tmp_path):
 def test_an_unknown_shell_is_refused(words, tmp_path):
     error = Scripto(PYTHONS[-1], tmp_path).run("completion", *words, "--json").error
     assert error["code"] == "invalid-argument" and json.dumps(error)
+
+
+@pytest.mark.parametrize("words", [[], [""], ["tcsh", "wh"]])
+def test_a_call_back_by_no_shell_is_refused(words, tmp_path):
+    run = Scripto(PYTHONS[-1], tmp_path).run("__complete", *words)
+    assert run.status == 2 and run.out == "" and "no such shell" in run.err

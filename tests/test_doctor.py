@@ -294,3 +294,11 @@ def test_it_never_shows_the_key(newest, raw_server, source):
     for more in ([], ["--json"]):
         run = newest.run("doctor", *words, "--api-url", url, *more, env=env)
         assert run.out and KEY not in run.out + run.err
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("gone", path)])
+def test_a_skill_file_that_is_none_is_told(newest, make):
+    folder = newest.home / ".some" / "skills" / "scripto"
+    folder.mkdir(parents=True)
+    make(str(folder / "SKILL.md"))
+    assert examine(newest, "--api-url", NOWHERE)["skill"]["status"] == "warning"

@@ -82,6 +82,14 @@ def test_an_id_of_a_backends_making_stays_within_its_path(newest, raw_server):
     assert server.requests[1].startswith(b"DELETE /api/keys/a%2F..%2Fb%3Fc HTTP")
 
 
+def test_an_id_that_is_no_text_for_a_url_is_sent_all_the_same(newest, raw_server):
+    keys = [{"id": "\ud800"}, {"id": "key_2", "start": KEY[len("scripto_"):][:6]}]
+    server = raw_server(http_reply({"success": True, "data": {"keys": keys, "revoked": True}}))
+    words = ["--api-url", server.url, "--api-key", KEY, "--yes"]
+    assert newest.run("keys", "revoke", "--others", *words).status == 0
+    assert server.requests[1].startswith(b"DELETE /api/keys/%3F HTTP")
+
+
 @pytest.mark.parametrize("key_id", ["key_1", "", "../auth/me", "é", "a b", "x" * 5000])
 def test_an_unknown_id_is_an_error(signed_in, key_id):
     scripto, _, other = signed_in
@@ -127,6 +135,12 @@ def test_logout_says_that_nothing_is_revoked_and_how_to(signed_in):
         text = " ".join(scripto.run(*words).out.split())
         assert "revoke" in text
     assert "on this machine" in text
+
+
+def test_what_logout_says_to_paste_runs_nothing_of_a_backends_making(newest):
+    profile = {"apiKey": KEY, "keyId": "$(id)"}
+    newest.write_config({"activeProfile": "a", "profiles": {"a": profile}})
+    assert "scripto keys revoke '$(id)'" in newest.run("logout").out
 
 
 def test_logout_with_revoke_revokes_first(scripto, backend):

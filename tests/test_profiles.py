@@ -867,6 +867,7 @@ def test_ctrl_c_after_the_code_was_spent_still_hands_the_key_over(scripto, raw_s
     process.send_signal(signal.SIGINT)
     result = end_of(process)
     assert result.status != 0 and KEY in result.error["nextAction"]
+    assert result.error["message"].endswith("could not be stored. Interrupted.")
 
 
 @pytest.mark.parametrize("as_json", (True, False), ids=("json", "human"))
@@ -1097,6 +1098,7 @@ def test_a_dangling_active_profile_never_means_production(scripto, raw_server):
     for words in (["whoami", "--json"], ["auth", "token", "--json"], email):
         error = scripto.run(*words, env={"HTTPS_PROXY": NOWHERE}).error
         assert error["code"] == "not-found" and "gone" in error["message"], words
+        assert "scripto use <name>" in error["nextAction"] and "--api-url" in error["nextAction"]
     error = scripto.run("whoami", "--json", env={"SCRIPTO_API_KEY": KEY}).error
     assert error["code"] == "not-found"
     assert scripto.run("use", "you").status == 0
