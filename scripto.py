@@ -2602,8 +2602,8 @@ def deliver_to_maildir(folder, message):
 
 
 def checked(reply, kind=2):
-    """Raises unless a mail server's reply (status, words) is of that kind: 2 is yes, 3 is go on. What
-    is no reply has a status of -1."""
+    """Raises unless a mail server's reply (status, words) is of that kind: 2 is yes, 3 is go on.
+    What is no reply has a status of -1."""
     import smtplib  # lazy
 
     if reply[0] // 100 != kind:
