@@ -430,9 +430,9 @@ UNITS = [b"<", b"<style", b"<!--", b"<p>", b"<a b='>", b"&#1", b"&#9999999999999
 
 
 def hostile_mails():
-    """A quarter of a megabyte of what parsers stumble at: as text, as HTML, in the header."""
+    """An eighth of a megabyte of what parsers stumble at: as text, as HTML, in the header."""
     for unit in UNITS:
-        much = unit * (2**18 // len(unit))
+        much = unit * (2**17 // len(unit))
         for kind in ("text/plain", "text/html; charset=punycode", "multipart/mixed; boundary=x"):
             yield mail("Hi", "", kind=kind) + much
         line = much.replace(b"\n", b" ")
